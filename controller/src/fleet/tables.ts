@@ -1,0 +1,114 @@
+/** Regions, nodes and join tokens. A node's row is also the head of its generation log. */
+import type { NodePublicJwk } from '@katafract/shared/node-token';
+import type { Endpoint, Generation, Lineage, NodeId, PublicKey, RegionId } from '@katafract/shared/units';
+import type { Heartbeat } from '@katafract/shared/uplink';
+import { sql } from 'drizzle-orm';
+import {
+  bigint,
+  boolean,
+  check,
+  doublePrecision,
+  index,
+  integer,
+  jsonb,
+  pgTable,
+  text,
+  timestamp,
+  uuid,
+} from 'drizzle-orm/pg-core';
+import { digest128 } from '../platform/columns.ts';
+
+const when = (name: string) => timestamp(name, { withTimezone: true });
+
+export const regions = pgTable('regions', {
+  id: text().$type<RegionId>().primaryKey(),
+  name: text().notNull(),
+  /** ISO 3166-1 alpha-2. */
+  country: text().notNull(),
+  latitude: doublePrecision().notNull(),
+  longitude: doublePrecision().notNull(),
+  createdAt: when('created_at').notNull().defaultNow(),
+});
+
+/** `joining` until the first hello; `cordoned` keeps its peers and gets no new ones; `retired` may not connect. */
+export const NODE_STATES = ['joining', 'active', 'cordoned', 'retired'] as const;
+export type NodeState = (typeof NODE_STATES)[number];
+
+export const nodes = pgTable(
+  'nodes',
+  {
+    id: text().$type<NodeId>().primaryKey(),
+    regionId: text('region_id')
+      .$type<RegionId>()
+      .notNull()
+      .references(() => regions.id),
+    state: text().$type<NodeState>().notNull().default('joining'),
+    endpoint: text().$type<Endpoint>().notNull(),
+    publicKey: text('public_key').$type<PublicKey>().notNull().unique(),
+    identity: jsonb().$type<NodePublicJwk>().notNull(),
+    listenPort: integer('listen_port').notNull(),
+    mtu: integer().notNull(),
+    /** Peers it may carry. */
+    capacity: integer().notNull(),
+    peerCount: integer('peer_count').notNull().default(0),
+    lineage: bigint({ mode: 'number' })
+      .$type<Lineage>()
+      .notNull()
+      .default(1 as Lineage),
+    generation: bigint({ mode: 'number' })
+      .$type<Generation>()
+      .notNull()
+      .default(0 as Generation),
+    digest: digest128().notNull().default(sql`repeat('0', 128)::bit(128)`),
+    /** Generation at which the node's config last changed. */
+    configGeneration: bigint('config_generation', { mode: 'number' })
+      .$type<Generation>()
+      .notNull()
+      .default(0 as Generation),
+    appliedLineage: bigint('applied_lineage', { mode: 'number' })
+      .$type<Lineage>()
+      .notNull()
+      .default(0 as Lineage),
+    appliedGeneration: bigint('applied_generation', { mode: 'number' })
+      .$type<Generation>()
+      .notNull()
+      .default(0 as Generation),
+    /** Tombstones up to here are gone: who holds less needs a snapshot. */
+    sweptGeneration: bigint('swept_generation', { mode: 'number' })
+      .$type<Generation>()
+      .notNull()
+      .default(0 as Generation),
+    /** An operator's consent to the next snapshot removing more than half of the table. */
+    allowShrink: boolean('allow_shrink').notNull().default(false),
+    agentVersion: text('agent_version'),
+    lastSeenAt: when('last_seen_at'),
+    /** The last heartbeat: aggregates only. */
+    health: jsonb().$type<Heartbeat>(),
+    createdAt: when('created_at').notNull().defaultNow(),
+    retiredAt: when('retired_at'),
+  },
+  (table) => [
+    index('nodes_region').on(table.regionId),
+    check('nodes_state', sql`${table.state} in ('joining', 'active', 'cordoned', 'retired')`),
+  ],
+);
+
+export const joinTokens = pgTable('join_tokens', {
+  id: uuid().primaryKey(),
+  /** SHA-256 of the secret, hex; the token itself is shown once and kept nowhere. */
+  hash: text().notNull().unique(),
+  regionId: text('region_id')
+    .$type<RegionId>()
+    .notNull()
+    .references(() => regions.id),
+  /** Name the node will have. */
+  nodeId: text('node_id').$type<NodeId>().notNull(),
+  endpoint: text().$type<Endpoint>(),
+  capacity: integer().notNull(),
+  createdBy: text('created_by').notNull(),
+  createdAt: when('created_at').notNull().defaultNow(),
+  expiresAt: when('expires_at').notNull(),
+  usedAt: when('used_at'),
+  /** RFC 7638 thumbprint of the identity that used it: the same identity may repeat a lost answer. */
+  usedBy: text('used_by'),
+});

@@ -1,0 +1,83 @@
+/**
+ * Address arithmetic of the fleet-wide pool. A peer owns one index of the pool and with it one IPv4 and one IPv6
+ * address: the index is what is allocated, the addresses follow. Index 0 is the network, 1 the gateway every node
+ * answers on, the last one the broadcast address; none of them is ever given out.
+ */
+import { KatafractError } from './errors.ts';
+import type { Cidr4, Cidr6, Ipv4, Ipv6 } from './units.ts';
+
+export interface AddressPlan {
+  readonly base4: number;
+  readonly prefix4: number;
+  readonly base6: bigint;
+  readonly prefix6: number;
+  /** First and last index that a peer may get, both included. */
+  readonly first: number;
+  readonly last: number;
+}
+
+export const GATEWAY_INDEX = 1;
+
+/** IPv4 text to an unsigned 32-bit number. */
+export function ipv4ToNumber(text: string): number {
+  return text.split('.').reduce((sum, octet) => sum * 256 + Number(octet), 0);
+}
+
+function numberToIpv4(value: number): Ipv4 {
+  return [24, 16, 8, 0].map((shift) => (value >>> shift) & 255).join('.') as Ipv4;
+}
+
+/** IPv6 text (any valid form) to a 128-bit number. */
+export function ipv6ToBigint(text: string): bigint {
+  const [head = '', tail] = text.split('::');
+  const groups = (part: string) => (part === '' ? [] : part.split(':'));
+  const left = groups(head);
+  const right = tail === undefined ? [] : groups(tail);
+  const fill = tail === undefined ? [] : Array<string>(8 - left.length - right.length).fill('0');
+  const all = [...left, ...fill, ...right];
+  if (all.length !== 8) throw new KatafractError('address_invalid', `not an IPv6 address: ${text}`);
+  return all.reduce((sum, group) => (sum << 16n) | BigInt(`0x${group}`), 0n);
+}
+
+/** Canonical text of RFC 5952: longest run of two or more zero groups shortened, the first one of equals. */
+export function bigintToIpv6(value: bigint): Ipv6 {
+  const groups = Array.from({ length: 8 }, (_, i) => Number((value >> BigInt(112 - 16 * i)) & 0xffffn));
+  let best = { start: -1, length: 1 };
+  for (let start = 0; start < 8; start++) {
+    let length = 0;
+    while (start + length < 8 && groups[start + length] === 0) length++;
+    if (length > best.length) best = { start, length };
+  }
+  const hex = groups.map((group) => group.toString(16));
+  if (best.start < 0) return hex.join(':') as Ipv6;
+  return `${hex.slice(0, best.start).join(':')}::${hex.slice(best.start + best.length).join(':')}` as Ipv6;
+}
+
+/**
+ * Reads a pool from its two prefixes.
+ * @throws KatafractError `address_plan_invalid` where a prefix has host bits set, or the IPv6 one is too small.
+ */
+export function addressPlan(cidr4: Cidr4, cidr6: Cidr6): AddressPlan {
+  const [net4 = '', length4 = ''] = cidr4.split('/');
+  const [net6 = '', length6 = ''] = cidr6.split('/');
+  const prefix4 = Number(length4);
+  const prefix6 = Number(length6);
+  const size = 2 ** (32 - prefix4);
+  const base4 = ipv4ToNumber(net4);
+  const base6 = ipv6ToBigint(net6);
+  const host6 = 128 - prefix6;
+  const fits =
+    size >= 8 && base4 % size === 0 && host6 >= 32 - prefix4 && base6 % (1n << BigInt(host6)) === 0n;
+  if (!fits) throw new KatafractError('address_plan_invalid', `not a usable pool: ${cidr4} with ${cidr6}`);
+  return { base4, prefix4, base6, prefix6, first: GATEWAY_INDEX + 1, last: size - 2 };
+}
+
+/** The two addresses of an index. */
+export function addressesAt(plan: AddressPlan, index: number): { ipv4: Ipv4; ipv6: Ipv6 } {
+  return { ipv4: numberToIpv4(plan.base4 + index), ipv6: bigintToIpv6(plan.base6 + BigInt(index)) };
+}
+
+/** The index that an IPv4 address of the pool belongs to. */
+export function indexOf(plan: AddressPlan, ipv4: Ipv4): number {
+  return ipv4ToNumber(ipv4) - plan.base4;
+}
