@@ -1,0 +1,74 @@
+/**
+ * The bodies of the app-facing API, read by the controller's routes (which turn them into OpenAPI) and by the SDK, so
+ * that the two cannot drift apart.
+ */
+import { z } from 'zod';
+import { Tier } from './sigil.ts';
+import { Endpoint, Ipv4, Ipv6, NodeId, PeerId, PublicKey, RegionId } from './units.ts';
+
+/** `active`: the exit's kernel has the peer; `pending`: it was told and has not answered yet. */
+export const PlacementStatus = z.enum(['active', 'pending']);
+
+export const Exit = z.object({
+  node: NodeId,
+  region: RegionId,
+  endpoint: Endpoint,
+  publicKey: PublicKey,
+  /** `leaving`: replaced by a move, still answering for a short while. */
+  role: z.enum(['primary', 'standby', 'leaving']),
+  status: PlacementStatus,
+});
+export type Exit = z.infer<typeof Exit>;
+
+export const Peer = z.object({
+  id: PeerId,
+  publicKey: PublicKey,
+  region: RegionId,
+  addresses: z.object({ ipv4: Ipv4, ipv6: Ipv6 }),
+  /** Resolvers inside the tunnel: the gateway's addresses. */
+  dns: z.array(z.union([Ipv4, Ipv6])),
+  /** In the order a device should try them; the first is the primary. */
+  exits: z.array(Exit),
+  /** wg-quick file for the primary, its PrivateKey left blank. */
+  config: z.string(),
+  /** That of the primary. */
+  status: PlacementStatus,
+  createdAt: z.iso.datetime(),
+  provisionedAt: z.iso.datetime(),
+});
+export type Peer = z.infer<typeof Peer>;
+
+export const ProvisionRequest = z.strictObject({ publicKey: PublicKey, region: RegionId });
+export type ProvisionRequest = z.infer<typeof ProvisionRequest>;
+export const RotateRequest = z.strictObject({ publicKey: PublicKey });
+export const MoveRequest = z.strictObject({ region: RegionId });
+
+export const RemovedPeer = z.object({
+  id: PeerId,
+  /** `removed`: no reachable exit holds it any more; `pending`: some exit has not answered yet. */
+  status: z.enum(['removed', 'pending']),
+});
+export type RemovedPeer = z.infer<typeof RemovedPeer>;
+
+export const PeerList = z.object({ items: z.array(Peer), next: z.string().nullable() });
+
+export const Region = z.object({
+  id: RegionId,
+  name: z.string(),
+  country: z.string(),
+  latitude: z.number(),
+  longitude: z.number(),
+  /** At least one exit takes new peers. */
+  available: z.boolean(),
+  exits: z.array(z.object({ node: NodeId, endpoint: Endpoint, publicKey: PublicKey })),
+});
+export type Region = z.infer<typeof Region>;
+export const RegionList = z.object({ items: z.array(Region) });
+
+export const SigilInfo = z.object({
+  subscription: z.uuid(),
+  tier: Tier,
+  expiresAt: z.iso.datetime(),
+  devices: z.object({ used: z.number().int(), limit: z.number().int() }),
+});
+export type SigilInfo = z.infer<typeof SigilInfo>;
