@@ -1,6 +1,19 @@
-/** Regions, nodes and join tokens. A node's row is also the head of its generation log. */
+/**
+ * Regions, nodes, join tokens, and the generation log. What a node should be (nodes, placements) and what it said of
+ * itself (node_reports) are apart, so that a busy fleet's reports never wait for a provisioning transaction's locks.
+ */
 import type { NodePublicJwk } from '@katafract/shared/node-token';
-import type { Endpoint, Generation, Lineage, NodeId, PublicKey, RegionId } from '@katafract/shared/units';
+import type {
+  Endpoint,
+  Generation,
+  Ipv4,
+  Ipv6,
+  Lineage,
+  NodeId,
+  PeerId,
+  PublicKey,
+  RegionId,
+} from '@katafract/shared/units';
 import type { Heartbeat } from '@katafract/shared/uplink';
 import { sql } from 'drizzle-orm';
 import {
@@ -12,6 +25,7 @@ import {
   integer,
   jsonb,
   pgTable,
+  primaryKey,
   text,
   timestamp,
   uuid,
@@ -65,14 +79,6 @@ export const nodes = pgTable(
       .$type<Generation>()
       .notNull()
       .default(0 as Generation),
-    appliedLineage: bigint('applied_lineage', { mode: 'number' })
-      .$type<Lineage>()
-      .notNull()
-      .default(0 as Lineage),
-    appliedGeneration: bigint('applied_generation', { mode: 'number' })
-      .$type<Generation>()
-      .notNull()
-      .default(0 as Generation),
     /** Tombstones up to here are gone: who holds less needs a snapshot. */
     sweptGeneration: bigint('swept_generation', { mode: 'number' })
       .$type<Generation>()
@@ -80,16 +86,69 @@ export const nodes = pgTable(
       .default(0 as Generation),
     /** An operator's consent to the next snapshot removing more than half of the table. */
     allowShrink: boolean('allow_shrink').notNull().default(false),
-    agentVersion: text('agent_version'),
-    lastSeenAt: when('last_seen_at'),
-    /** The last heartbeat: aggregates only. */
-    health: jsonb().$type<Heartbeat>(),
     createdAt: when('created_at').notNull().defaultNow(),
     retiredAt: when('retired_at'),
   },
   (table) => [
     index('nodes_region').on(table.regionId),
     check('nodes_state', sql`${table.state} in ('joining', 'active', 'cordoned', 'retired')`),
+  ],
+);
+
+/** What each node last said: written in batches, without waiting for the disk, since the node will say it again. */
+export const nodeReports = pgTable('node_reports', {
+  nodeId: text('node_id')
+    .$type<NodeId>()
+    .primaryKey()
+    .references(() => nodes.id),
+  appliedLineage: bigint('applied_lineage', { mode: 'number' })
+    .$type<Lineage>()
+    .notNull()
+    .default(0 as Lineage),
+  appliedGeneration: bigint('applied_generation', { mode: 'number' })
+    .$type<Generation>()
+    .notNull()
+    .default(0 as Generation),
+  agentVersion: text('agent_version'),
+  lastSeenAt: when('last_seen_at'),
+  /** The last heartbeat: aggregates only. */
+  health: jsonb().$type<Heartbeat>(),
+});
+
+/** `leaving`: replaced by a move, kept until `release_at` so that the device can switch before it breaks. */
+export const PLACEMENT_ROLES = ['primary', 'standby', 'leaving'] as const;
+export type PlacementRole = (typeof PLACEMENT_ROLES)[number];
+
+/**
+ * One row per key on a node: at once the node's desired table and its generation log, since each row carries the
+ * generation that last touched it. A removal stays as a tombstone until its node has passed it.
+ */
+export const placements = pgTable(
+  'placements',
+  {
+    nodeId: text('node_id')
+      .$type<NodeId>()
+      .notNull()
+      .references(() => nodes.id),
+    publicKey: text('public_key').$type<PublicKey>().notNull(),
+    /** Null in a tombstone. */
+    peerId: uuid('peer_id').$type<PeerId>(),
+    ipv4: text().$type<Ipv4>().notNull(),
+    ipv6: text().$type<Ipv6>().notNull(),
+    role: text().$type<PlacementRole>().notNull(),
+    /** Order in which a device tries its exits: 0 is the primary. */
+    rank: integer().notNull(),
+    generation: bigint({ mode: 'number' }).$type<Generation>().notNull(),
+    removed: boolean().notNull().default(false),
+    releaseAt: when('release_at'),
+  },
+  (table) => [
+    primaryKey({ columns: [table.nodeId, table.publicKey] }),
+    index('placements_log').on(table.nodeId, table.generation),
+    index('placements_peer').on(table.peerId),
+    index('placements_release').on(table.releaseAt).where(sql`${table.releaseAt} is not null`),
+    check('placements_tombstone', sql`${table.removed} = (${table.peerId} is null)`),
+    check('placements_role', sql`${table.role} in ('primary', 'standby', 'leaving')`),
   ],
 );
 

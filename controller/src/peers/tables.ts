@@ -1,19 +1,7 @@
-/** Peers, where they are placed, and the pool their addresses come from. */
-import type { Generation, Ipv4, Ipv6, NodeId, PeerId, PublicKey, RegionId } from '@katafract/shared/units';
-import { sql } from 'drizzle-orm';
-import {
-  bigint,
-  boolean,
-  check,
-  index,
-  integer,
-  pgTable,
-  primaryKey,
-  text,
-  timestamp,
-  uuid,
-} from 'drizzle-orm/pg-core';
-import { nodes, regions } from '../fleet/tables.ts';
+/** Peers and the pool their addresses come from. Where they are placed is in fleet/tables.ts. */
+import type { PeerId, PublicKey, RegionId } from '@katafract/shared/units';
+import { index, integer, pgTable, primaryKey, text, timestamp, uuid } from 'drizzle-orm/pg-core';
+import { regions } from '../fleet/tables.ts';
 import { subscriptions } from '../sigil/tables.ts';
 
 const when = (name: string) => timestamp(name, { withTimezone: true });
@@ -36,43 +24,6 @@ export const peers = pgTable(
     provisionedAt: when('provisioned_at').notNull().defaultNow(),
   },
   (table) => [index('peers_subscription').on(table.subscriptionId, table.id)],
-);
-
-/** `leaving`: replaced by a move, kept until `release_at` so that the device can switch before it breaks. */
-export const PLACEMENT_ROLES = ['primary', 'standby', 'leaving'] as const;
-export type PlacementRole = (typeof PLACEMENT_ROLES)[number];
-
-/**
- * One row per key on a node: at once the node's desired table and its generation log, since each row carries the
- * generation that last touched it. A removal stays as a tombstone until its node has passed it.
- */
-export const placements = pgTable(
-  'placements',
-  {
-    nodeId: text('node_id')
-      .$type<NodeId>()
-      .notNull()
-      .references(() => nodes.id),
-    publicKey: text('public_key').$type<PublicKey>().notNull(),
-    /** Null in a tombstone. */
-    peerId: uuid('peer_id').$type<PeerId>(),
-    ipv4: text().$type<Ipv4>().notNull(),
-    ipv6: text().$type<Ipv6>().notNull(),
-    role: text().$type<PlacementRole>().notNull(),
-    /** Order in which a device tries its exits: 0 is the primary. */
-    rank: integer().notNull(),
-    generation: bigint({ mode: 'number' }).$type<Generation>().notNull(),
-    removed: boolean().notNull().default(false),
-    releaseAt: when('release_at'),
-  },
-  (table) => [
-    primaryKey({ columns: [table.nodeId, table.publicKey] }),
-    index('placements_log').on(table.nodeId, table.generation),
-    index('placements_peer').on(table.peerId),
-    index('placements_release').on(table.releaseAt).where(sql`${table.releaseAt} is not null`),
-    check('placements_tombstone', sql`${table.removed} = (${table.peerId} is null)`),
-    check('placements_role', sql`${table.role} in ('primary', 'standby', 'leaving')`),
-  ],
 );
 
 /** One row: the first index never given out. Taking the next one is a single-row update. */
