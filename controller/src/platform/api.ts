@@ -1,0 +1,178 @@
+/**
+ * What every route file is built from: the typed Hono app, the response and request helpers for `createRoute`, the
+ * opaque page cursor and the idempotency header. Failures are thrown as KatafractError; http.ts is the one edge that
+ * turns them into problem documents, so no route formats an error itself.
+ */
+import { OpenAPIHono, z } from '@hono/zod-openapi';
+import { KatafractError } from '@katafract/shared/errors';
+import { PROBLEM_TYPE, Problem } from '@katafract/shared/problem';
+import type { Tier } from '@katafract/shared/sigil';
+import type { Context } from 'hono';
+import { bodyLimit as honoBodyLimit } from 'hono/body-limit';
+
+/** Who an app request acts for, as proved by its Sigil and confirmed by the database. */
+export interface SigilIdentity {
+  readonly sigilId: string;
+  readonly subscriptionId: string;
+  readonly tier: Tier;
+  /** Milliseconds since the epoch. */
+  readonly expiresAt: number;
+}
+
+export interface OperatorIdentity {
+  readonly name: string;
+}
+
+export interface AppEnv {
+  Variables: {
+    requestId: string;
+    sigil?: SigilIdentity;
+    operator?: OperatorIdentity;
+  };
+}
+
+export type Api = OpenAPIHono<AppEnv>;
+export type ApiContext = Context<AppEnv>;
+
+/**
+ * An app whose schema violations become KatafractError `bad_request` (400).
+ * Deliberately without a `basePath`: a route file shows whole paths, as the API's users see them.
+ */
+export function createApi(): Api {
+  return new OpenAPIHono<AppEnv>({
+    defaultHook: (result) => {
+      if (!result.success) throw badRequest(result.error.issues, result.target);
+    },
+  });
+}
+
+/** @returns KatafractError `bad_request` (400) that names every wrong field, but never repeats a value. */
+export function badRequest(
+  issues: readonly { path: readonly PropertyKey[]; message: string }[],
+  target?: string,
+): KatafractError {
+  const errors = issues.map((issue) => ({
+    path: [...(target === undefined ? [] : [target]), ...issue.path.map(String)].join('.'),
+    message: issue.message,
+  }));
+  return new KatafractError('bad_request', 'the request does not fit the schema', {
+    status: 400,
+    detail: { errors },
+  });
+}
+
+/** The Sigil's identity; @throws KatafractError `unauthorized` (401) on a route mounted without `requireSigil`. */
+export function sigilOf(c: ApiContext): SigilIdentity {
+  const identity = c.get('sigil');
+  if (!identity) throw new KatafractError('unauthorized', 'a Sigil is required', { status: 401 });
+  return identity;
+}
+
+/** The operator; @throws KatafractError `unauthorized` (401) on a route mounted without `requireOperator`. */
+export function operatorOf(c: ApiContext): OperatorIdentity {
+  const operator = c.get('operator');
+  if (!operator) throw new KatafractError('unauthorized', 'an operator is required', { status: 401 });
+  return operator;
+}
+
+/** `security` entries of a route; the schemes are registered in http.ts. */
+export const security = {
+  sigil: [{ Sigil: [] }] as Record<string, string[]>[],
+  operator: [{ Operator: [] }] as Record<string, string[]>[],
+  node: [{ NodeToken: [] }] as Record<string, string[]>[],
+};
+
+/** A JSON response of a route. */
+export function json<S extends z.ZodType>(schema: S, description: string) {
+  return { description, content: { 'application/json': { schema } } };
+}
+
+/** A JSON request body. `required` matters: without it the validator skips bodies of another content type. */
+export function jsonBody<S extends z.ZodType>(schema: S) {
+  return { required: true, content: { 'application/json': { schema } } };
+}
+
+const REASONS: Readonly<Record<number, string>> = {
+  400: 'The request does not fit the schema',
+  401: 'No valid token',
+  403: 'Not allowed',
+  404: 'No such resource',
+  409: 'In conflict with the present state',
+  410: 'Gone',
+  413: 'Too large',
+  422: 'Understood, but not possible',
+  429: 'Too many requests; see Retry-After',
+  500: 'A fault of ours',
+  503: 'Not possible at the moment; see Retry-After',
+};
+
+interface ProblemResponse {
+  description: string;
+  content: { [PROBLEM_TYPE]: { schema: typeof Problem } };
+}
+
+/** The problem documents that a route may answer with. 429, 500 and 503 may come from any route and are added. */
+export function problems<S extends number>(...statuses: S[]): Record<S | 429 | 500 | 503, ProblemResponse> {
+  const entries = [...statuses, 429, 500, 503].map((status) => [
+    status,
+    { description: REASONS[status] ?? 'Failed', content: { [PROBLEM_TYPE]: { schema: Problem } } },
+  ]);
+  return Object.fromEntries(entries) as Record<S | 429 | 500 | 503, ProblemResponse>;
+}
+
+/** Optional on every POST that creates: repeating it with the same request returns what was made the first time. */
+export const IdempotencyKeyHeader = z.object({
+  'idempotency-key': z
+    .string()
+    .regex(/^[\x21-\x7e]{1,128}$/, '1 to 128 visible ASCII characters')
+    .optional(),
+});
+
+export const PageQuery = z.object({
+  /** `next` of the page before. */
+  cursor: z.string().max(512).optional(),
+  limit: z.coerce.number().int().min(1).max(100).default(50),
+});
+export type PageQuery = z.infer<typeof PageQuery>;
+
+/** Opaque position in a list: what the caller sends back to get the next page. */
+export function encodeCursor(position: unknown): string {
+  return Buffer.from(JSON.stringify(position)).toString('base64url');
+}
+
+/**
+ * Reads a cursor of ours.
+ * @throws KatafractError `bad_cursor` (400): not base64url of JSON, or not a position of this list.
+ */
+export function decodeCursor<T>(cursor: string | undefined, schema: z.ZodType<T>): T | undefined {
+  if (cursor === undefined) return undefined;
+  try {
+    return schema.parse(JSON.parse(Buffer.from(cursor, 'base64url').toString('utf8')));
+  } catch (cause) {
+    throw new KatafractError('bad_cursor', 'the cursor is not one of this list', { status: 400, cause });
+  }
+}
+
+/**
+ * Cuts a result of `limit + 1` rows into a page: the extra row only says that there is more.
+ * @param position what the cursor after a row must hold
+ */
+export function page<T>(rows: readonly T[], limit: number, position: (last: T) => unknown) {
+  const items = rows.slice(0, limit);
+  const last = items.at(-1);
+  const next = rows.length > limit && last !== undefined ? encodeCursor(position(last)) : null;
+  return { items, next };
+}
+
+/** The largest body any route reads, in bytes. */
+export const BODY_LIMIT = 64 * 1024;
+
+/** @throws KatafractError `body_too_large` (413), also for a chunked body that never said its length. */
+export function bodyLimit(maxSize = BODY_LIMIT) {
+  return honoBodyLimit({
+    maxSize,
+    onError: () => {
+      throw new KatafractError('body_too_large', `a body is at most ${maxSize} bytes`, { status: 413 });
+    },
+  });
+}
