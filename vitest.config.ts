@@ -1,0 +1,36 @@
+/**
+ * The test projects. One run packs the files of all of them onto two workers, so that tests which wait (the lab) and
+ * tests which compute (the model) share the machine. Time limits only end what hangs: no test asserts how long
+ * something took.
+ */
+import { defineConfig } from 'vitest/config';
+
+const common = { pool: 'forks' as const, environment: 'node' as const, hookTimeout: 120_000 };
+
+export default defineConfig({
+  test: {
+    globalSetup: ['test/vitest-setup.ts'],
+    maxWorkers: 2,
+    projects: [
+      {
+        test: {
+          ...common,
+          name: 'unit',
+          include: ['{shared,agent,controller}/**/src/**/*.test.ts'],
+          testTimeout: 60_000,
+        },
+      },
+      { test: { ...common, name: 'http', include: ['test/http/*.test.ts'], testTimeout: 120_000 } },
+      { test: { ...common, name: 'model', include: ['test/model/*.test.ts'], testTimeout: 500_000 } },
+      {
+        test: {
+          ...common,
+          name: 'lab',
+          include: ['test/*.test.ts'],
+          testTimeout: 240_000,
+          hookTimeout: 240_000,
+        },
+      },
+    ],
+  },
+});
