@@ -15,5 +15,8 @@ export const auditLog = pgTable(
     /** What is needed to undo the action, and nothing about a person. */
     detail: jsonb().$type<Record<string, unknown>>().notNull(),
   },
-  (table) => [index('audit_log_subject').on(table.subject), index('audit_log_action').on(table.action)],
+  (table) => [
+    index('audit_log_subject').on(table.subject, table.id),
+    index('audit_log_action').on(table.action, table.id),
+  ],
 );

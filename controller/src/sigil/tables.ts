@@ -4,16 +4,20 @@ import { index, integer, pgTable, text, timestamp, uuid } from 'drizzle-orm/pg-c
 
 const when = (name: string) => timestamp(name, { withTimezone: true });
 
-export const subscriptions = pgTable('subscriptions', {
-  /** The `sub` of every Sigil of this subscription. */
-  id: uuid().primaryKey(),
-  tier: text().$type<Tier>().notNull(),
-  expiresAt: when('expires_at').notNull(),
-  revokedAt: when('revoked_at'),
-  /** Peers it has now; kept by the transactions that add and remove them, under this row's lock. */
-  peerCount: integer('peer_count').notNull().default(0),
-  createdAt: when('created_at').notNull().defaultNow(),
-});
+export const subscriptions = pgTable(
+  'subscriptions',
+  {
+    /** The `sub` of every Sigil of this subscription. */
+    id: uuid().primaryKey(),
+    tier: text().$type<Tier>().notNull(),
+    expiresAt: when('expires_at').notNull(),
+    revokedAt: when('revoked_at'),
+    /** Peers it has now; kept by the transactions that add and remove them, under this row's lock. */
+    peerCount: integer('peer_count').notNull().default(0),
+    createdAt: when('created_at').notNull().defaultNow(),
+  },
+  (table) => [index('subscriptions_expires').on(table.expiresAt)],
+);
 
 export const sigils = pgTable(
   'sigils',
@@ -25,9 +29,18 @@ export const sigils = pgTable(
       .references(() => subscriptions.id),
     /** SHA-256 of the compact token, hex: the token itself is kept nowhere. */
     tokenHash: text('token_hash').notNull().unique(),
+    /** What it was signed by and said. Ed25519 is deterministic, so the same token can be made again from these. */
+    kid: text().notNull(),
+    tier: text().$type<Tier>().notNull(),
+    issuer: text().notNull(),
+    /** Whole seconds, as in the token. */
+    issuedAt: when('issued_at').notNull(),
     expiresAt: when('expires_at').notNull(),
     revokedAt: when('revoked_at'),
-    createdAt: when('created_at').notNull().defaultNow(),
+    /** The operator and the Idempotency-Key that asked for it. */
+    idempotencyKey: text('idempotency_key').unique(),
+    /** SHA-256 of that request: the same key with another request is an error. */
+    requestHash: text('request_hash'),
   },
   (table) => [index('sigils_subscription').on(table.subscriptionId)],
 );
