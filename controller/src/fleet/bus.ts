@@ -1,0 +1,35 @@
+/**
+ * The port to the message broker, whichever it is: the embedded one (embedded-broker.ts) or a foreign one
+ * (external-broker.ts). It carries messages and may lose them; nothing above relies on it for correctness.
+ */
+import type { NodePublicJwk } from '@katafract/shared/node-token';
+import type { UpLeaf } from '@katafract/shared/topics';
+import type { NodeId } from '@katafract/shared/units';
+
+/** The longest message a node may send, in bytes. Larger ones are refused and counted, unread. */
+export const UP_MESSAGE_BYTES = 8 * 1024;
+
+export interface BusHandlers {
+  /** A message of a node that the broker let through; its content is still to be checked. */
+  onMessage(node: NodeId, leaf: UpLeaf, payload: Buffer): void;
+  /** The broker refused something: `reason` is a stable word for a counter. */
+  onRefused(reason: string, node: NodeId | null): void;
+  /** The connection to a foreign broker came or went. */
+  onConnection(up: boolean): void;
+}
+
+/** The key a node enrolled with; null for one that is unknown or retired. */
+export type IdentityOf = (node: NodeId) => Promise<NodePublicJwk | null>;
+
+export interface Bus {
+  start(handlers: BusHandlers): Promise<void>;
+  /** Resolves when the broker has taken it (not when the node has). Rejects while there is no broker. */
+  publish(topic: string, payload: string): Promise<void>;
+  /** Whether messages can pass at the moment. */
+  ready(): boolean;
+  /** Throws a node off and keeps it out as far as the broker is concerned. */
+  evict(node: NodeId): Promise<void>;
+  /** Lets a node in that showed the controller a valid token; only a foreign broker needs telling. */
+  admit(node: NodeId, token: string, expiresAt: number): Promise<void>;
+  stop(): Promise<void>;
+}

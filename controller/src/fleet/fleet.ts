@@ -1,0 +1,344 @@
+/**
+ * The fleet's only door: nodes, their generation logs and what they say of themselves.
+ *
+ *   peers ──commit(tx, changes)──► log.ts (SQL) ──advances──► announce() ──► NodePublisher ──► bus ──► node
+ *                                                                 ▲                                      │
+ *   waitFor(node, generation) ◄── acked ◄── applied / heartbeat ──┴──────────────────── bus ◄────────────┘
+ *
+ * Other controllers hear of a commit by NOTIFY in the same transaction; whoever has the node's session publishes.
+ */
+import { randomUUID } from 'node:crypto';
+import type { AddressPlan } from '@katafract/shared/addresses';
+import { addressesAt, GATEWAY_INDEX } from '@katafract/shared/addresses';
+import type { Clock } from '@katafract/shared/clock';
+import { type NodeConfig, signDesired } from '@katafract/shared/desired';
+import { KatafractError } from '@katafract/shared/errors';
+import { type NodePublicJwk, verifyNodeToken } from '@katafract/shared/node-token';
+import { topic, type UpLeaf } from '@katafract/shared/topics';
+import { Cidr4, Cidr6, type Generation, type Lineage, NodeId } from '@katafract/shared/units';
+import { Applied, Heartbeat, Hello, Presence } from '@katafract/shared/uplink';
+import { importJWK } from 'jose';
+import type { AfterCommit, Database, Tx } from '../platform/db.ts';
+import type { Keyring } from '../platform/keyring.ts';
+import type { Logger } from '../platform/log.ts';
+import type { Metrics } from '../platform/metrics.ts';
+import type { Bus } from './bus.ts';
+import type { Advance } from './changes.ts';
+import * as log from './log.ts';
+import { createFleetMetrics, type FleetMetrics } from './metrics.ts';
+import { NodePublisher, type PublisherEvent, type PublisherPorts } from './publisher.ts';
+import { REPORTS_CHANNEL, type ReportRow, Reports } from './reports.ts';
+import { Roster } from './roster.ts';
+
+export interface FleetDeps {
+  readonly db: Database;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly metrics: Metrics;
+  readonly keyring: Keyring;
+  readonly bus: Bus;
+  readonly plan: AddressPlan;
+}
+
+export type { RowChange } from './log.ts';
+export type { RosterNode } from './roster.ts';
+
+const COMMITS_CHANNEL = 'kf_commits';
+const ROSTER_CHANNEL = 'kf_roster';
+/** A key id on the wire is the head of the thumbprint: it tells keys apart, the pin is what is trusted. */
+const KID_LENGTH = 8;
+
+export class Fleet {
+  readonly roster: Roster;
+  readonly metrics: FleetMetrics;
+  readonly #deps: FleetDeps;
+  readonly #instance = randomUUID();
+  readonly #reports: Reports;
+  readonly #publishers = new Map<NodeId, NodePublisher>();
+  readonly #unlisten: (() => Promise<void>)[] = [];
+
+  constructor(deps: FleetDeps) {
+    this.#deps = deps;
+    this.roster = new Roster(deps.db, deps.clock);
+    this.metrics = createFleetMetrics(deps.metrics.registry, () => this.#publishers.values());
+    this.#reports = new Reports(deps.db, deps.clock, this.#instance, (err) => {
+      this.#deps.metrics.survived.inc({ where: 'reports' });
+      deps.log.warn({ err }, 'reports of nodes were not written; the next ones will be');
+    });
+  }
+
+  async start(): Promise<void> {
+    const { db, bus } = this.#deps;
+    this.#unlisten.push(
+      await db.listen(COMMITS_CHANNEL, (text) => this.#background(this.#onCommit(text), 'commit notice')),
+      await db.listen(REPORTS_CHANNEL, (text) => this.#onReports(text)),
+      // Also after every reconnect, when notices may have been missed.
+      await db.listen(
+        ROSTER_CHANNEL,
+        () => this.#background(this.refresh(), 'roster notice'),
+        () => this.#background(this.refresh(), 'listen'),
+      ),
+    );
+    await this.refresh();
+    await bus.start({
+      onMessage: (node, leaf, payload) => this.#onMessage(node, leaf, payload),
+      onRefused: (reason, node) => {
+        this.metrics.refused.inc({ reason });
+        this.#deps.log.warn(
+          { reason, ...(node ? { node } : {}) },
+          'the broker refused a message or a connection',
+        );
+      },
+      onConnection: (up) => {
+        this.#deps.log.info({ reason: up ? 'up' : 'down' }, 'message broker');
+        if (!up) for (const publisher of this.#publishers.values()) publisher.gone();
+      },
+    });
+  }
+
+  /** Reads nodes and the heads of their logs anew, and starts or wakes their publishers. */
+  async refresh(): Promise<void> {
+    const { db } = this.#deps;
+    await this.roster.refresh();
+    const [heads, acked] = await Promise.all([log.readHeads(db.sql), log.readApplied(db.sql)]);
+    for (const [node, head] of heads) {
+      const known = this.#publishers.get(node);
+      if (known) known.wake(head);
+      else this.#publishers.set(node, this.#publisher(node, head, acked.get(node)));
+    }
+  }
+
+  /** Like refresh, on every controller: for whatever changes a node's or a region's row. */
+  async changed(): Promise<void> {
+    await this.#deps.db.sql`select pg_notify(${ROSTER_CHANNEL}, ${this.#instance})`;
+    await this.refresh();
+  }
+
+  /**
+   * Commits changes of nodes' tables in the caller's transaction. Run what it returns once that has committed.
+   * @see log.commitChanges for what a caller must keep to
+   */
+  async commit(
+    tx: Tx,
+    changes: readonly log.RowChange[],
+  ): Promise<{ advances: Advance[]; announce: AfterCommit }> {
+    if (changes.length === 0) return { advances: [], announce: () => undefined };
+    const nodes = [...new Set(changes.map((change) => change.node))];
+    const notice = `${this.#instance} ${nodes.slice(0, 200).join(' ')}`;
+    const [advances] = await Promise.all([
+      log.commitChanges(tx, changes),
+      tx.sql`select pg_notify(${COMMITS_CHANNEL}, ${notice})`,
+    ]);
+    return { advances, announce: () => this.#announce(advances) };
+  }
+
+  #announce(advances: readonly Advance[]): void {
+    for (const step of advances) {
+      this.roster.load(step.node, step.peerCount);
+      this.#publishers.get(step.node)?.advance(step);
+    }
+  }
+
+  /** Resolves true once the node's kernel has the change, false after `ms`. Never rejects. */
+  waitFor(at: Pick<Advance, 'node' | 'lineage' | 'to'>, ms: number): Promise<boolean> {
+    const publisher = this.#publishers.get(at.node);
+    if (!publisher) return Promise.resolve(false);
+    return publisher.waitFor({ lineage: at.lineage, generation: at.to }, ms);
+  }
+
+  /** Whether the node's kernel is known to hold that generation. */
+  holds(node: NodeId, generation: Generation): boolean {
+    return this.#publishers.get(node)?.holds(generation) ?? false;
+  }
+
+  /** How far a node is: its newest generation, what its kernel is known to have, and whether it is connected. */
+  progress(node: NodeId): { generation: number; applied: number; lineage: number; connected: boolean } {
+    const publisher = this.#publishers.get(node);
+    if (!publisher) return { generation: 0, applied: 0, lineage: 0, connected: false };
+    const { head, acked, connected } = publisher;
+    return { generation: head.generation, applied: acked.generation, lineage: head.lineage, connected };
+  }
+
+  /** The gateway and resolver inside every tunnel. */
+  get gateway() {
+    return addressesAt(this.#deps.plan, GATEWAY_INDEX);
+  }
+
+  /** What a node with this row is configured to. */
+  configOf = (row: { listenPort: number; mtu: number }): NodeConfig => {
+    const { prefix4, prefix6 } = this.#deps.plan;
+    return {
+      listenPort: row.listenPort,
+      mtu: row.mtu,
+      gateway4: Cidr4.parse(`${this.gateway.ipv4}/${prefix4}`),
+      gateway6: Cidr6.parse(`${this.gateway.ipv6}/${prefix6}`),
+    };
+  };
+
+  /**
+   * Lets a node in at a foreign broker: checks its token here and hands the broker the result.
+   * @throws KatafractError `node_token_invalid` (401)
+   */
+  async admit(node: NodeId, token: string): Promise<void> {
+    const { db, clock, bus } = this.#deps;
+    const identity = await identityOf(db, node);
+    const key = identity ? await importJWK(identity, 'EdDSA') : null;
+    if (!key || key instanceof Uint8Array) {
+      throw new KatafractError('node_token_invalid', 'the node token is not valid', { status: 401 });
+    }
+    const { expiresAt } = await verifyNodeToken(token, key, {
+      node,
+      audience: 'katafract-broker',
+      now: clock.now(),
+    });
+    await bus.admit(node, token, expiresAt);
+  }
+
+  async stop(): Promise<void> {
+    for (const stop of this.#unlisten.splice(0)) await stop();
+    for (const publisher of this.#publishers.values()) publisher.close();
+    await this.#deps.bus.stop();
+    await this.#reports.stop();
+  }
+
+  /** Sweeps tombstones that their nodes have passed. */
+  sweep(): Promise<number> {
+    return log.sweepTombstones(this.#deps.db.sql);
+  }
+
+  #publisher(node: NodeId, head: NodePublisher['head'], acked?: ReportRow): NodePublisher {
+    const { db, clock } = this.#deps;
+    const ports: PublisherPorts = {
+      clock,
+      log: {
+        head: (id) => log.readHead(db.sql, id),
+        delta: (id, from) => log.readDelta(db.sql, id, from, this.configOf),
+        snapshot: (id) => log.readSnapshot(db.sql, id, this.configOf),
+        raiseLineage: (id, above) => log.raiseLineage(db.sql, id, above),
+      },
+      send: (id, messages) => this.#send(id, messages),
+      onEvent: (event) => this.#onEvent(event),
+    };
+    const start = {
+      lineage: acked?.lineage ?? (0 as Lineage),
+      generation: acked?.generation ?? (0 as Generation),
+    };
+    return new NodePublisher(node, { head, acked: start }, ports);
+  }
+
+  async #send(node: NodeId, messages: Parameters<PublisherPorts['send']>[1]): Promise<number> {
+    const { privateKey, thumbprint } = this.#deps.keyring.state();
+    let bytes = 0;
+    for (const message of messages) {
+      const jws = await signDesired(message, privateKey, thumbprint.slice(0, KID_LENGTH));
+      bytes += jws.length;
+      await this.#deps.bus.publish(topic(node, 'desired'), jws);
+    }
+    return bytes;
+  }
+
+  #onEvent(event: PublisherEvent): void {
+    const { node } = event;
+    if (event.kind === 'applied') {
+      const { lineage, generation } = event;
+      this.#reports.add(node, { appliedLineage: lineage, appliedGeneration: generation });
+    } else if (event.kind === 'failed') {
+      this.metrics.publishFailures.inc();
+      this.#deps.log.warn({ node, err: event.error }, 'desired state was not sent; it will be tried again');
+    } else if (event.kind === 'sent') {
+      this.metrics.messages.inc({ kind: event.update });
+      this.metrics.bytes.inc({ kind: event.update }, event.bytes);
+      if (event.attempt > 0) this.metrics.retransmissions.inc();
+    } else if (event.kind === 'mismatch') {
+      this.metrics.mismatches.inc();
+      this.#deps.log.warn({ node }, 'the kernel holds another table than it should: sending the whole one');
+    } else {
+      this.metrics.lineageRaised.inc();
+      this.#deps.log.error(
+        { node, lineage: event.lineage },
+        'this database lost history: a new lineage begins',
+      );
+    }
+  }
+
+  #onMessage(node: NodeId, leaf: UpLeaf, payload: Buffer): void {
+    const publisher = this.#publishers.get(node);
+    if (!publisher) {
+      // Enrolled at another controller a moment ago.
+      this.#background(this.refresh(), 'unknown node');
+      return;
+    }
+    try {
+      const json: unknown = JSON.parse(payload.toString('utf8'));
+      this.#dispatch(publisher, leaf, json);
+    } catch (err) {
+      this.metrics.refused.inc({ reason: 'malformed' });
+      this.#deps.log.warn({ node, reason: leaf, err }, 'a malformed message of a node was refused');
+    }
+  }
+
+  #dispatch(publisher: NodePublisher, leaf: UpLeaf, json: unknown): void {
+    const { node } = publisher;
+    if (leaf === 'presence') {
+      if (!Presence.parse(json).online) publisher.gone();
+      return;
+    }
+    if (leaf === 'hello') {
+      const hello = Hello.parse(json);
+      this.roster.touch(node);
+      this.#reports.add(node, { agentVersion: hello.version });
+      if (this.roster.has(node) && this.roster.node(node).state === 'joining') {
+        this.#background(this.#activate(node), 'activation');
+      }
+      publisher.hello(hello);
+    } else if (leaf === 'applied') {
+      const applied = Applied.parse(json);
+      this.roster.touch(node);
+      publisher.applied(applied);
+    } else {
+      const beat = Heartbeat.parse(json);
+      this.roster.touch(node);
+      this.#reports.add(node, { health: beat, agentVersion: beat.version });
+      publisher.heartbeat(beat);
+    }
+  }
+
+  async #activate(node: NodeId): Promise<void> {
+    await this.#deps.db.sql`update nodes set state = 'active' where id = ${node} and state = 'joining'`;
+    await this.changed();
+  }
+
+  async #onCommit(text: string): Promise<void> {
+    const [instance, ...nodes] = text.split(' ');
+    if (instance === this.#instance) return;
+    for (const id of nodes) {
+      const node = NodeId.parse(id);
+      const head = await log.readHead(this.#deps.db.sql, node);
+      if (head) this.#publishers.get(node)?.wake(head);
+    }
+    await this.roster.refresh();
+  }
+
+  #onReports(text: string): void {
+    const notice = JSON.parse(text) as { instance: string; applied: ReportRow[] };
+    if (notice.instance === this.#instance) return;
+    for (const { node, lineage, generation } of notice.applied) {
+      this.#publishers.get(node)?.learn({ lineage, generation });
+    }
+  }
+
+  /** Work that nobody waits for: its failure is counted and logged, and the next event or timer makes it good. */
+  #background(work: Promise<void>, where: string): void {
+    work.catch((err) => {
+      this.#deps.metrics.survived.inc({ where: 'fleet' });
+      this.#deps.log.warn({ err, reason: where }, 'fleet: a background step failed');
+    });
+  }
+}
+
+/** The key a node enrolled with; null for one that is unknown or retired. */
+export async function identityOf(db: Database, node: NodeId): Promise<NodePublicJwk | null> {
+  const [row] = await db.sql<{ identity: NodePublicJwk }[]>`
+    select identity from nodes where id = ${node} and state <> 'retired'`;
+  return row?.identity ?? null;
+}

@@ -1,0 +1,97 @@
+/**
+ * What nodes say of themselves, written in batches and without waiting for the disk: a lost report costs nothing, the
+ * node repeats it within ten seconds. Other controllers are told by NOTIFY, so a caller there who waits for this
+ * node's answer hears of it.
+ */
+import type { Clock } from '@katafract/shared/clock';
+import type { Generation, Lineage, NodeId } from '@katafract/shared/units';
+import type { Heartbeat } from '@katafract/shared/uplink';
+import type { Database } from '../platform/db.ts';
+
+export interface Report {
+  appliedLineage?: Lineage;
+  appliedGeneration?: Generation;
+  agentVersion?: string;
+  health?: Heartbeat;
+}
+
+export interface ReportRow {
+  node: NodeId;
+  lineage: Lineage;
+  generation: Generation;
+}
+
+export const REPORTS_CHANNEL = 'kf_reports';
+const FLUSH_MS = 200;
+
+export class Reports {
+  readonly #db: Database;
+  readonly #clock: Clock;
+  readonly #instance: string;
+  readonly #onFailed: (error: unknown) => void;
+  #pending = new Map<NodeId, Report & { at: number }>();
+  #cancel: (() => void) | null = null;
+  #flushing: Promise<void> = Promise.resolve();
+
+  constructor(db: Database, clock: Clock, instance: string, onFailed: (error: unknown) => void) {
+    this.#db = db;
+    this.#clock = clock;
+    this.#instance = instance;
+    this.#onFailed = onFailed;
+  }
+
+  add(node: NodeId, report: Report): void {
+    this.#pending.set(node, { ...this.#pending.get(node), ...report, at: this.#clock.now() });
+    this.#cancel ??= this.#clock.after(FLUSH_MS, () => {
+      this.#cancel = null;
+      this.#flushing = this.#flushing.then(() => this.flush().catch(this.#onFailed));
+    });
+  }
+
+  /** Writes what has gathered. */
+  async flush(): Promise<void> {
+    const rows = [...this.#pending].map(([node, report]) => ({
+      node,
+      ...report,
+      at: new Date(report.at).toISOString(),
+    }));
+    this.#pending = new Map();
+    if (rows.length === 0) return;
+    await this.#db.transaction(async ({ sql }) => {
+      await Promise.all([
+        sql`set local synchronous_commit = off`,
+        sql`
+          insert into node_reports as r (node_id, applied_lineage, applied_generation, agent_version, last_seen_at, health)
+          select n.id, coalesce(j."appliedLineage", 0), coalesce(j."appliedGeneration", 0), j."agentVersion", j.at, j.health
+          from jsonb_to_recordset(${sql.json(rows as never)}) as j(
+            node text, "appliedLineage" bigint, "appliedGeneration" bigint, "agentVersion" text, at timestamptz, health jsonb)
+          join nodes n on n.id = j.node
+          order by n.id
+          on conflict (node_id) do update set
+            applied_lineage = case when excluded.applied_lineage > 0 then excluded.applied_lineage else r.applied_lineage end,
+            applied_generation =
+              case when excluded.applied_lineage > 0 then excluded.applied_generation else r.applied_generation end,
+            agent_version = coalesce(excluded.agent_version, r.agent_version),
+            last_seen_at = excluded.last_seen_at,
+            health = coalesce(excluded.health, r.health)`,
+        sql`select pg_notify(${REPORTS_CHANNEL}, ${this.#payload(rows)})`,
+      ]);
+    });
+  }
+
+  /** NOTIFY carries at most 8000 bytes. */
+  #payload(rows: readonly (Report & { node: NodeId })[]): string {
+    const applied = rows
+      .filter((row) => row.appliedLineage !== undefined)
+      .slice(0, 60)
+      .map((row) => ({ node: row.node, lineage: row.appliedLineage, generation: row.appliedGeneration }));
+    return JSON.stringify({ instance: this.#instance, applied });
+  }
+
+  async stop(): Promise<void> {
+    this.#cancel?.();
+    this.#cancel = null;
+    await this.#flushing;
+    await this.flush();
+  }
+}
