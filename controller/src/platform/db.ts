@@ -103,8 +103,18 @@ export function uniqueViolation(error: unknown): string | null {
   return null;
 }
 
+/**
+ * A postgres.js handle for a URL. Beyond the driver's own it reads `?host=/directory`, libpq's form for a Unix socket.
+ */
+export function connect(url: string, options: postgres.Options<Record<string, never>>): Sql {
+  const parsed = new URL(url);
+  const host = parsed.searchParams.get('host');
+  parsed.searchParams.delete('host');
+  return postgres(parsed.href, host === null ? options : { ...options, host });
+}
+
 function openPool(url: string, options: DatabaseOptions, log: Logger) {
-  const sql = postgres(url, {
+  const sql = connect(url, {
     max: options.max ?? 16,
     connect_timeout: 5,
     max_lifetime: 300,

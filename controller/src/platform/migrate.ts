@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { KatafractError } from '@katafract/shared/errors';
 import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate as drizzleMigrate } from 'drizzle-orm/postgres-js/migrator';
-import postgres from 'postgres';
+import { connect, type Sql } from './db.ts';
 import type { Logger } from './log.ts';
 
 const LOCK = 7_261_002;
@@ -34,7 +34,7 @@ async function newest(folder: string): Promise<number> {
  * @throws KatafractError `database_newer`: the schema is of a later version than this program
  */
 export async function migrate(url: string, log: Logger, folder = migrationsFolder()): Promise<void> {
-  const sql = postgres(url, {
+  const sql = connect(url, {
     max: 1,
     connect_timeout: 5,
     target_session_attrs: 'primary',
@@ -54,7 +54,7 @@ export async function migrate(url: string, log: Logger, folder = migrationsFolde
   }
 }
 
-async function lastApplied(sql: postgres.Sql): Promise<number> {
+async function lastApplied(sql: Sql): Promise<number> {
   const [table] = await sql`select to_regclass('drizzle.__drizzle_migrations') is not null as there`;
   if (table?.there !== true) return 0;
   const [row] =
