@@ -69,7 +69,7 @@ export const Digest = z
   .brand<'Digest'>();
 export type Digest = z.infer<typeof Digest>;
 
-/** Peer, subscription and audit ids: UUIDs (v7 where made by us, so that indexes stay local). */
+/** A peer: a random UUID. */
 export const PeerId = z.uuid().brand<'PeerId'>();
 export type PeerId = z.infer<typeof PeerId>;
 

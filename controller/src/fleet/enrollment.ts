@@ -1,0 +1,190 @@
+/**
+ * How a machine becomes a node: an operator makes a one-time join token for a named place in the fleet; the machine
+ * brings it together with its public keys and a proof that it holds the private one of its identity. The token is
+ * stored as a hash, expires, and works once; only the identity that used it may repeat the call, since its answer may
+ * have been lost on the way.
+ */
+import { createHash, randomBytes, randomUUID } from 'node:crypto';
+import type { EnrollRequest, EnrollResponse, JoinToken } from '@katafract/shared/enroll';
+import { ENROLLING, JoinToken as JoinTokenSchema, splitJoinToken } from '@katafract/shared/enroll';
+import { KatafractError } from '@katafract/shared/errors';
+import { verifyNodeToken } from '@katafract/shared/node-token';
+import type { Endpoint, NodeId, RegionId } from '@katafract/shared/units';
+import { calculateJwkThumbprint, importJWK } from 'jose';
+import type { Audit } from '../audit/audit.ts';
+import { type Database, type Sql, uniqueViolation } from '../platform/db.ts';
+import type { Keyring } from '../platform/keyring.ts';
+import type { Fleet } from './fleet.ts';
+
+export interface EnrollmentDeps {
+  readonly db: Database;
+  readonly keyring: Keyring;
+  readonly audit: Audit;
+  readonly fleet: Fleet;
+  /** What nodes are told of the broker. */
+  readonly broker: EnrollResponse['broker'];
+  readonly now: () => number;
+}
+
+export interface JoinTokenRequest {
+  readonly region: RegionId;
+  readonly node: NodeId;
+  readonly endpoint?: Endpoint | undefined;
+  readonly capacity: number;
+  readonly expiresInSeconds: number;
+}
+
+interface TokenRow {
+  id: string;
+  region: RegionId;
+  node: NodeId;
+  endpoint: Endpoint | null;
+  capacity: number;
+  usedBy: string | null;
+}
+
+/** Room for the outer IPv6 and WireGuard headers (80 bytes) in an Ethernet frame; wg-quick uses the same. */
+const DEFAULT_MTU = 1420;
+
+const hashOf = (secret: string) => createHash('sha256').update(secret).digest('hex');
+
+/** Makes a join token. The token itself is in the answer and nowhere else. */
+export async function mintJoinToken(
+  deps: EnrollmentDeps,
+  request: JoinTokenRequest,
+  operator: string,
+): Promise<{ id: string; token: JoinToken; expiresAt: Date }> {
+  const { db, keyring, audit, fleet } = deps;
+  fleet.roster.region(request.region);
+  if (fleet.roster.has(request.node)) throw nodeExists(request.node);
+  const secret = randomBytes(32).toString('base64url');
+  const id = randomUUID();
+  const expiresAt = new Date(deps.now() + request.expiresInSeconds * 1000);
+  await db.transaction(async (tx) => {
+    await tx.sql`
+      insert into join_tokens (id, hash, region_id, node_id, endpoint, capacity, created_by, expires_at)
+      values (${id}, ${hashOf(secret)}, ${request.region}, ${request.node}, ${request.endpoint ?? null},
+              ${request.capacity}, ${operator}, ${expiresAt})`;
+    const detail = { region: request.region, expiresAt: expiresAt.toISOString() };
+    await audit.record(tx, [
+      {
+        actor: `operator:${operator}`,
+        action: 'join_token.created',
+        subject: `node:${request.node}`,
+        detail,
+      },
+    ]);
+  });
+  return { id, token: JoinTokenSchema.parse(`kfj1_${secret}_${keyring.state().thumbprint}`), expiresAt };
+}
+
+/**
+ * Takes a machine into the fleet.
+ * @throws KatafractError `join_token_invalid` (401) unknown, expired or used by another; `enroll_proof_invalid` (401);
+ * `endpoint_required` (422); `node_exists`, `wireguard_key_in_use` (409)
+ */
+export async function enroll(deps: EnrollmentDeps, request: EnrollRequest): Promise<EnrollResponse> {
+  const key = await importJWK(request.identity, 'EdDSA');
+  if (key instanceof Uint8Array) throw new TypeError('an OKP key is never symmetric');
+  await verifyNodeToken(request.proof, key, {
+    node: ENROLLING,
+    audience: 'katafract-enroll',
+    now: deps.now(),
+  }).catch((cause: unknown) => {
+    throw new KatafractError('enroll_proof_invalid', 'the proof of possession is not valid', {
+      status: 401,
+      cause,
+    });
+  });
+  const thumbprint = await calculateJwkThumbprint(request.identity);
+  try {
+    const node = await deps.db.transaction(async (tx) => {
+      const token = await takeToken(tx.sql, request.token, thumbprint, new Date(deps.now()));
+      if (token.usedBy === null) await insertNode(tx.sql, request, token);
+      const subject = `node:${token.node}`;
+      if (token.usedBy === null) {
+        await deps.audit.record(tx, [
+          {
+            actor: subject,
+            action: 'node.enrolled',
+            subject,
+            detail: { token: token.id, region: token.region },
+          },
+        ]);
+      }
+      return token.node;
+    });
+    await deps.fleet.changed();
+    return await answer(deps, node);
+  } catch (error) {
+    const constraint = uniqueViolation(error);
+    if (constraint === 'nodes_pkey') throw nodeExists(request.token);
+    if (constraint !== null) {
+      throw new KatafractError('wireguard_key_in_use', 'another node has this WireGuard key', {
+        status: 409,
+      });
+    }
+    throw error;
+  }
+}
+
+/** Uses the token up under its row's lock. */
+async function takeToken(sql: Sql, token: JoinToken, thumbprint: string, now: Date): Promise<TokenRow> {
+  const [row] = await sql<TokenRow[]>`
+    select id, region_id as region, node_id as node, endpoint, capacity, used_by as "usedBy" from join_tokens
+    where hash = ${hashOf(splitJoinToken(token).secret)} and expires_at > ${now} for update`;
+  if (!row || (row.usedBy !== null && row.usedBy !== thumbprint)) {
+    throw new KatafractError('join_token_invalid', 'the join token is unknown, expired or used', {
+      status: 401,
+    });
+  }
+  if (row.usedBy === null) {
+    await sql`update join_tokens set used_at = ${now}, used_by = ${thumbprint} where id = ${row.id}`;
+  }
+  return row;
+}
+
+async function insertNode(sql: Sql, request: EnrollRequest, token: TokenRow): Promise<void> {
+  const endpoint = token.endpoint ?? request.endpoint;
+  if (!endpoint) {
+    throw new KatafractError(
+      'endpoint_required',
+      'neither the join token nor the machine names an endpoint',
+      {
+        status: 422,
+      },
+    );
+  }
+  const port = Number(endpoint.slice(endpoint.lastIndexOf(':') + 1));
+  await sql`
+    insert into nodes (id, region_id, endpoint, public_key, identity, listen_port, mtu, capacity)
+    values (${token.node}, ${token.region}, ${endpoint}, ${request.publicKey}, ${sql.json(request.identity)},
+            ${port}, ${DEFAULT_MTU}, ${token.capacity})`;
+}
+
+async function answer(deps: EnrollmentDeps, node: NodeId): Promise<EnrollResponse> {
+  const [row] = await deps.db.sql<
+    {
+      region: RegionId;
+      endpoint: Endpoint;
+      lineage: EnrollResponse['lineage'];
+      listenPort: number;
+      mtu: number;
+    }[]
+  >`select region_id as region, endpoint, lineage::float8, listen_port as "listenPort", mtu from nodes where id = ${node}`;
+  if (!row) throw new KatafractError('join_token_invalid', 'the node is gone', { status: 401 });
+  return {
+    node,
+    region: row.region,
+    lineage: row.lineage,
+    endpoint: row.endpoint,
+    stateKey: deps.keyring.state().publicJwk,
+    broker: deps.broker,
+    config: deps.fleet.configOf(row),
+  };
+}
+
+function nodeExists(node: string): KatafractError {
+  const name = node.startsWith('kfj1_') ? 'of that name' : node;
+  return new KatafractError('node_exists', `a node ${name} is already enrolled`, { status: 409 });
+}

@@ -1,0 +1,184 @@
+/** HTTP of the fleet: the region list for apps, enrollment for nodes, nodes and join tokens for operators. */
+import { createRoute, z } from '@hono/zod-openapi';
+import { RegionList } from '@katafract/shared/api';
+import { EnrollRequest, EnrollResponse, JoinToken } from '@katafract/shared/enroll';
+import { Endpoint, NodeId, RegionId } from '@katafract/shared/units';
+import { Heartbeat } from '@katafract/shared/uplink';
+import type { MiddlewareHandler } from 'hono';
+import { type Api, type AppEnv, json, jsonBody, operatorOf, problems, security } from '../platform/api.ts';
+import type { Bus } from './bus.ts';
+import { type EnrollmentDeps, enroll, mintJoinToken } from './enrollment.ts';
+import * as operations from './operations.ts';
+import { NODE_STATES } from './tables.ts';
+
+export interface FleetRoutesDeps extends EnrollmentDeps {
+  readonly bus: Pick<Bus, 'evict'>;
+  readonly requireSigil: MiddlewareHandler<AppEnv>;
+  readonly requireOperator: MiddlewareHandler<AppEnv>;
+}
+
+const RegionInput = z.strictObject({
+  id: RegionId,
+  name: z.string().min(1).max(64),
+  country: z.string().regex(/^[A-Z]{2}$/, 'an ISO 3166-1 alpha-2 code'),
+  latitude: z.number().min(-90).max(90),
+  longitude: z.number().min(-180).max(180),
+});
+const NodeView = z.object({
+  id: NodeId,
+  region: RegionId,
+  state: z.enum(NODE_STATES),
+  endpoint: Endpoint,
+  publicKey: z.string(),
+  capacity: z.number().int(),
+  peers: z.number().int(),
+  connected: z.boolean(),
+  lineage: z.number().int(),
+  generation: z.number().int(),
+  /** What its kernel is known to have. */
+  applied: z.number().int(),
+  agentVersion: z.string().nullable(),
+  lastSeenAt: z.iso.datetime().nullable(),
+  health: Heartbeat.nullable(),
+});
+const NodeChange = z.strictObject({
+  state: z.enum(['active', 'cordoned']).optional(),
+  capacity: z.number().int().min(1).max(1_000_000).optional(),
+  endpoint: Endpoint.optional(),
+  listenPort: z.number().int().min(1).max(65535).optional(),
+  mtu: z.number().int().min(1280).max(9000).optional(),
+  /** Consent to the next snapshot removing more than half of the node's table. */
+  allowShrink: z.boolean().optional(),
+});
+const JoinTokenInput = z.strictObject({
+  region: RegionId,
+  node: NodeId,
+  endpoint: Endpoint.optional(),
+  capacity: z.number().int().min(1).max(1_000_000).default(20_000),
+  expiresInSeconds: z.number().int().min(60).max(604_800).default(3600),
+});
+
+const byNode = z.object({ id: NodeId });
+
+function appRoutes(api: Api, deps: FleetRoutesDeps): void {
+  const route = createRoute({
+    method: 'get',
+    path: '/v1/regions',
+    tags: ['Regions'],
+    summary: 'List regions with their exits',
+    security: security.sigil,
+    middleware: [deps.requireSigil] as const,
+    responses: { 200: json(RegionList, 'Every region'), ...problems(401) },
+  });
+  api.openapi(route, (c) => c.json({ items: operations.regionList(deps.fleet) }, 200));
+}
+
+function nodeRoutes(api: Api, deps: FleetRoutesDeps): void {
+  const enrollRoute = createRoute({
+    method: 'post',
+    path: '/v1/nodes/enroll',
+    tags: ['Nodes'],
+    summary: 'Enroll a node with a one-time join token',
+    request: { body: jsonBody(EnrollRequest) },
+    responses: {
+      201: json(EnrollResponse, 'Who the node is, and whom it may trust'),
+      ...problems(400, 401, 409, 413, 422),
+    },
+  });
+  api.openapi(enrollRoute, async (c) => c.json(await enroll(deps, c.req.valid('json')), 201));
+  const sessionRoute = createRoute({
+    method: 'post',
+    path: '/v1/nodes/session',
+    tags: ['Nodes'],
+    summary: 'Show a node token, so that a foreign broker lets the node in',
+    request: { body: jsonBody(z.strictObject({ node: NodeId, token: z.string().max(2048) })) },
+    responses: { 204: { description: 'The broker knows the token' }, ...problems(400, 401, 413) },
+  });
+  api.openapi(sessionRoute, async (c) => {
+    const { node, token } = c.req.valid('json');
+    await deps.fleet.admit(node, token);
+    return c.body(null, 204);
+  });
+}
+
+function operatorRoutes(api: Api, deps: FleetRoutesDeps): void {
+  const tags = ['Operators'];
+  const middleware = [deps.requireOperator];
+  const addRegion = createRoute({
+    tags,
+    security: security.operator,
+    middleware,
+    method: 'post',
+    path: '/v1/admin/regions',
+    summary: 'Add a region, or change its name and place',
+    request: { body: jsonBody(RegionInput) },
+    responses: { 201: json(RegionInput, 'The region'), ...problems(400, 401, 413) },
+  });
+  api.openapi(addRegion, async (c) => {
+    await operations.putRegion(deps, c.req.valid('json'), operatorOf(c).name);
+    return c.json(c.req.valid('json'), 201);
+  });
+  const mint = createRoute({
+    tags,
+    security: security.operator,
+    middleware,
+    method: 'post',
+    path: '/v1/admin/join-tokens',
+    summary: 'Make a one-time join token for a node',
+    description:
+      'The token is shown once. Give it to the machine by a file or its environment, not its command line.',
+    request: { body: jsonBody(JoinTokenInput) },
+    responses: {
+      201: json(z.object({ id: z.uuid(), token: JoinToken, expiresAt: z.iso.datetime() }), 'The token'),
+      ...problems(400, 401, 409, 413, 422),
+    },
+  });
+  api.openapi(mint, async (c) => {
+    const { expiresAt, ...token } = await mintJoinToken(deps, c.req.valid('json'), operatorOf(c).name);
+    return c.json({ ...token, expiresAt: expiresAt.toISOString() }, 201);
+  });
+  const list = createRoute({
+    tags,
+    security: security.operator,
+    middleware,
+    method: 'get',
+    path: '/v1/admin/nodes',
+    summary: 'List nodes with their health',
+    responses: { 200: json(z.object({ items: z.array(NodeView) }), 'Every node'), ...problems(401) },
+  });
+  api.openapi(list, async (c) => c.json({ items: await operations.nodeList(deps) }, 200));
+  const change = createRoute({
+    tags,
+    security: security.operator,
+    middleware,
+    method: 'patch',
+    path: '/v1/admin/nodes/{id}',
+    summary: 'Cordon a node, or change its capacity, endpoint or configuration',
+    request: { params: byNode, body: jsonBody(NodeChange) },
+    responses: { 200: json(NodeView, 'The node'), ...problems(400, 401, 404, 409, 413) },
+  });
+  api.openapi(change, async (c) => {
+    const node = c.req.valid('param').id;
+    return c.json(await operations.changeNode(deps, node, c.req.valid('json'), operatorOf(c).name), 200);
+  });
+  const retire = createRoute({
+    tags,
+    security: security.operator,
+    middleware,
+    method: 'post',
+    path: '/v1/admin/nodes/{id}/retire',
+    summary: 'Take an empty node out of the fleet for good',
+    request: { params: byNode },
+    responses: { 204: { description: 'It may not connect any more' }, ...problems(400, 401, 404, 409) },
+  });
+  api.openapi(retire, async (c) => {
+    await operations.retireNode(deps, c.req.valid('param').id, operatorOf(c).name);
+    return c.body(null, 204);
+  });
+}
+
+export function fleetRoutes(api: Api, deps: FleetRoutesDeps): void {
+  appRoutes(api, deps);
+  nodeRoutes(api, deps);
+  operatorRoutes(api, deps);
+}

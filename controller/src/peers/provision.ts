@@ -1,0 +1,235 @@
+/**
+ * Provisioning a batch of peers in one transaction:
+ *
+ *   place (memory) → lock subscriptions, read facts → decide (rules.ts) → take addresses → insert everything,
+ *   raise the nodes' generations → commit → announce
+ *
+ * Statements that do not need one another's results go out together, so a batch costs five round trips, whatever
+ * its size.
+ */
+import { randomUUID } from 'node:crypto';
+import { type AddressPlan, addressesAt } from '@katafract/shared/addresses';
+import type { KatafractError } from '@katafract/shared/errors';
+import { TIERS, type Tier } from '@katafract/shared/sigil';
+import type { Generation, Lineage, NodeId, PeerId, PublicKey } from '@katafract/shared/units';
+import type { Audit } from '../audit/audit.ts';
+import type { Fleet, RowChange } from '../fleet/fleet.ts';
+import type { Database, Sql, Tx } from '../platform/db.ts';
+import { addressesExhausted, takeIndexes } from './addresses.ts';
+import type { Outcome } from './batch.ts';
+import { type BatchFacts, type Decision, decideBatch, type ProvisionWish, roleOf } from './rules.ts';
+import type { PeerRow } from './store.ts';
+
+export interface ProvisionDeps {
+  readonly db: Database;
+  readonly fleet: Fleet;
+  readonly audit: Audit;
+  readonly plan: AddressPlan;
+  readonly now: () => number;
+  readonly restMs: number;
+}
+
+/** Where the change is in each node's log: what a caller waits for. */
+export interface Committed {
+  readonly node: NodeId;
+  readonly lineage: Lineage;
+  readonly to: Generation;
+}
+
+export type Provisioned =
+  | { made: true; peer: PeerRow; committed: readonly Committed[] }
+  /** An Idempotency-Key came again: the peer it made. */
+  | { made: false; id: PeerId };
+
+interface Grant {
+  readonly wish: ProvisionWish;
+  readonly id: PeerId;
+  readonly index: number;
+  readonly exits: readonly NodeId[];
+}
+
+type Placed = NodeId[] | KatafractError;
+
+export async function provisionBatch(
+  deps: ProvisionDeps,
+  wishes: readonly ProvisionWish[],
+): Promise<Outcome<Provisioned>[]> {
+  const placed = deps.fleet.roster.place(
+    wishes.map(({ region, tier }) => ({ region, standbys: TIERS[tier].standbys })),
+  );
+  const { outcomes, announce } = await deps.db.transaction(async (tx) => {
+    const facts = await readFacts(tx.sql, wishes);
+    const decisions = decideBatch(wishes, facts, deps.now());
+    const grants = await grant(deps, tx, wishes, decisions, placed);
+    const now = new Date(deps.now());
+    const given = grants.filter((one): one is Grant => one !== null);
+    const [{ advances, announce }] = await Promise.all([
+      deps.fleet.commit(
+        tx,
+        given.flatMap((one) => rowsOf(deps.plan, one)),
+      ),
+      ...insert(deps, tx, given, now),
+    ]);
+    const committed = new Map(advances.map(({ node, lineage, to }) => [node, { node, lineage, to }]));
+    const outcomes = conclude(wishes, decisions, placed, grants, (one) => provisioned(one, committed, now));
+    return { outcomes, announce };
+  });
+  announce();
+  return outcomes;
+}
+
+/** Locks the subscriptions in id order and reads whatever the decision needs, in one round trip. */
+async function readFacts(sql: Sql, wishes: readonly ProvisionWish[]): Promise<BatchFacts> {
+  const ids = [...new Set(wishes.map((wish) => wish.subscriptionId))];
+  const keyed = wishes.flatMap((wish) =>
+    wish.idempotency ? [{ scope: `subscription:${wish.subscriptionId}`, key: wish.idempotency.key }] : [],
+  );
+  const [subscriptions, revoked, keys, seen] = await Promise.all([
+    sql<{ id: string; tier: Tier; expiresAt: string; revokedAt: string | null; peerCount: number }[]>`
+      select id, tier, expires_at as "expiresAt", revoked_at as "revokedAt", peer_count as "peerCount"
+      from subscriptions where id in ${sql(ids)} order by id for update`,
+    sql<{ id: string }[]>`
+      select id from sigils where id in ${sql(wishes.map((wish) => wish.sigilId))} and revoked_at is not null`,
+    sql<{ key: PublicKey }[]>`
+      select public_key as key from peers where public_key in ${sql(wishes.map((wish) => wish.publicKey))}`,
+    keyed.length === 0
+      ? []
+      : sql<{ scope: string; key: string; requestHash: string; resourceId: PeerId }[]>`
+          select k.scope, k.key, k.request_hash as "requestHash", k.resource_id as "resourceId"
+          from idempotency_keys k
+          join jsonb_to_recordset(${sql.json(keyed)}) as w(scope text, key text) using (scope, key)`,
+  ]);
+  return {
+    subscriptions: new Map(
+      subscriptions.map(({ id, expiresAt, revokedAt, ...row }) => [
+        id,
+        { ...row, expiresAt: Date.parse(expiresAt), revoked: revokedAt !== null },
+      ]),
+    ),
+    revokedSigils: new Set(revoked.map((row) => row.id)),
+    keysInUse: new Set(keys.map((row) => row.key)),
+    seen: new Map(seen.map((row) => [`${row.scope.slice('subscription:'.length)} ${row.key}`, row])),
+  };
+}
+
+/** Gives each request that is to be created its exits and addresses; null for all others, and where addresses ran out. */
+async function grant(
+  deps: ProvisionDeps,
+  tx: Tx,
+  wishes: readonly ProvisionWish[],
+  decisions: readonly Decision[],
+  placed: readonly Placed[],
+): Promise<(Grant | null)[]> {
+  const wanted = decisions.map((decision, at) => decision.do === 'create' && Array.isArray(placed[at]));
+  const rested = new Date(deps.now() - deps.restMs);
+  const indexes = await takeIndexes(tx.sql, deps.plan, wanted.filter(Boolean).length, rested);
+  return wishes.map((wish, at) => {
+    const exits = placed[at];
+    const index = wanted[at] ? indexes.shift() : undefined;
+    if (index === undefined || !Array.isArray(exits)) return null;
+    return { wish, id: randomUUID() as PeerId, index, exits };
+  });
+}
+
+function rowsOf(plan: AddressPlan, { wish, id, index, exits }: Grant): RowChange[] {
+  const addresses = addressesAt(plan, index);
+  return exits.map((node, rank) => ({
+    node,
+    publicKey: wish.publicKey,
+    ...addresses,
+    peer: id,
+    role: roleOf(rank),
+    rank,
+  }));
+}
+
+function insert(deps: ProvisionDeps, tx: Tx, grants: readonly Grant[], now: Date): Promise<unknown>[] {
+  if (grants.length === 0) return [];
+  const { sql } = tx;
+  const peers = grants.map(({ wish, id, index }) => ({
+    id,
+    subscription_id: wish.subscriptionId,
+    public_key: wish.publicKey,
+    address_index: index,
+    region_id: wish.region,
+    created_at: now,
+    provisioned_at: now,
+  }));
+  const keys = grants.flatMap(({ wish, id }) =>
+    wish.idempotency
+      ? [
+          {
+            scope: `subscription:${wish.subscriptionId}`,
+            key: wish.idempotency.key,
+            request_hash: wish.idempotency.requestHash,
+            resource_id: id,
+            created_at: now,
+          },
+        ]
+      : [],
+  );
+  return [
+    sql`insert into peers ${sql(peers)}`,
+    sql`
+      update subscriptions s set peer_count = s.peer_count + g.count
+      from (select subscription_id as id, count(*)::int as count
+            from jsonb_to_recordset(${sql.json(peers.map(({ subscription_id }) => ({ subscription_id })))})
+              as r(subscription_id uuid) group by 1) g
+      where s.id = g.id`,
+    ...(keys.length === 0 ? [] : [sql`insert into idempotency_keys ${sql(keys)}`]),
+    deps.audit.record(
+      tx,
+      grants.map(({ wish, id, index, exits }) => ({
+        actor: `subscription:${wish.subscriptionId}`,
+        action: 'peer.provisioned',
+        subject: `peer:${id}`,
+        detail: { publicKey: wish.publicKey, region: wish.region, addressIndex: index, exits: [...exits] },
+      })),
+    ),
+  ];
+}
+
+function provisioned(grant: Grant, committed: ReadonlyMap<NodeId, Committed>, now: Date): Provisioned {
+  const { wish, id, index, exits } = grant;
+  const at = exits.map((node) => committed.get(node)).filter((one) => one !== undefined);
+  return {
+    made: true,
+    committed: at,
+    peer: {
+      id,
+      subscriptionId: wish.subscriptionId,
+      publicKey: wish.publicKey,
+      addressIndex: index,
+      region: wish.region,
+      createdAt: now.toISOString(),
+      provisionedAt: now.toISOString(),
+      placements: at.map(({ node, to }, rank) => ({ node, role: roleOf(rank), rank, generation: to })),
+    },
+  };
+}
+
+/** One outcome a request: what it got, or why not. */
+function conclude(
+  wishes: readonly ProvisionWish[],
+  decisions: readonly Decision[],
+  placed: readonly Placed[],
+  grants: readonly (Grant | null)[],
+  result: (grant: Grant) => Provisioned,
+): Outcome<Provisioned>[] {
+  const outcomeOf = (at: number): Outcome<Provisioned> => {
+    const decision = decisions[at];
+    const granted = grants[at];
+    const exits = placed[at];
+    if (decision?.do === 'refuse') return { ok: false, error: decision.error };
+    if (decision?.do === 'replay') return { ok: true, value: { made: false, id: decision.peer } };
+    if (decision?.do === 'same_as') {
+      const first = outcomeOf(decision.index);
+      return first.ok && first.value.made
+        ? { ok: true, value: { made: false, id: first.value.peer.id } }
+        : first;
+    }
+    if (granted) return { ok: true, value: result(granted) };
+    return { ok: false, error: Array.isArray(exits) ? addressesExhausted() : exits };
+  };
+  return wishes.map((_, at) => outcomeOf(at));
+}
