@@ -141,6 +141,7 @@ CREATE TABLE "subscriptions" (
 	"tier" text NOT NULL,
 	"expires_at" timestamp with time zone NOT NULL,
 	"revoked_at" timestamp with time zone,
+	"lapsed_at" timestamp with time zone,
 	"peer_count" integer DEFAULT 0 NOT NULL,
 	"created_at" timestamp with time zone DEFAULT now() NOT NULL
 );
@@ -163,4 +164,4 @@ CREATE INDEX "peers_subscription" ON "peers" USING btree ("subscription_id","id"
 CREATE INDEX "resting_addresses_released" ON "resting_addresses" USING btree ("released_at");--> statement-breakpoint
 CREATE INDEX "signing_keys_use" ON "signing_keys" USING btree ("use");--> statement-breakpoint
 CREATE INDEX "sigils_subscription" ON "sigils" USING btree ("subscription_id");--> statement-breakpoint
-CREATE INDEX "subscriptions_expires" ON "subscriptions" USING btree ("expires_at");
+CREATE INDEX "subscriptions_lapsing" ON "subscriptions" USING btree ("expires_at") WHERE "subscriptions"."lapsed_at" is null and "subscriptions"."revoked_at" is null;

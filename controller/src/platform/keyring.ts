@@ -6,8 +6,7 @@
  * the next one begins to sign, and stays in the JWKS until the last Sigil it can have signed has expired.
  */
 import { randomBytes } from 'node:crypto';
-import { link, mkdir, open, readFile, unlink } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import { readFile } from 'node:fs/promises';
 import { KatafractError } from '@katafract/shared/errors';
 import { type NodePublicJwk, publicJwk } from '@katafract/shared/node-token';
 import { and, eq, gt, isNull, or } from 'drizzle-orm';
@@ -22,6 +21,7 @@ import {
   type JSONWebKeySet,
 } from 'jose';
 import type { Database, Tx } from './db.ts';
+import { createSecretFile } from './secrets.ts';
 import { signingKeys } from './tables.ts';
 
 export interface SigningKey {
@@ -71,25 +71,6 @@ export async function readMasterKey(path: string, create: boolean): Promise<Uint
   if (key.length !== 32 || !/^[A-Za-z0-9+/_=-]+$/.test(text))
     throw new KatafractError('master_key_invalid', `${path} must hold 32 bytes in base64 or hex`);
   return key;
-}
-
-/** Writes a file of mode 0600 unless it exists. Whole or not at all, also when two processes do it at once. */
-export async function createSecretFile(path: string, content: string): Promise<boolean> {
-  await mkdir(dirname(path), { recursive: true });
-  const draft = `${path}.${process.pid}.${randomBytes(4).toString('hex')}`;
-  const file = await open(draft, 'wx', 0o600);
-  try {
-    await file.writeFile(`${content}\n`);
-    await file.sync();
-    await file.close();
-    await link(draft, path);
-    return true;
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false;
-    throw error;
-  } finally {
-    await unlink(draft);
-  }
 }
 
 async function makeKey(use: Use, masterKey: Uint8Array, now: number) {

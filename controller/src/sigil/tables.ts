@@ -1,5 +1,6 @@
 /** Subscriptions (pseudonyms with a tier and an expiry) and the Sigils issued for them. No person appears here. */
 import type { Tier } from '@katafract/shared/sigil';
+import { sql } from 'drizzle-orm';
 import { index, integer, pgTable, text, timestamp, uuid } from 'drizzle-orm/pg-core';
 
 const when = (name: string) => timestamp(name, { withTimezone: true });
@@ -12,11 +13,17 @@ export const subscriptions = pgTable(
     tier: text().$type<Tier>().notNull(),
     expiresAt: when('expires_at').notNull(),
     revokedAt: when('revoked_at'),
+    /** When its peers were removed because it had run out; null again once it is renewed. */
+    lapsedAt: when('lapsed_at'),
     /** Peers it has now; kept by the transactions that add and remove them, under this row's lock. */
     peerCount: integer('peer_count').notNull().default(0),
     createdAt: when('created_at').notNull().defaultNow(),
   },
-  (table) => [index('subscriptions_expires').on(table.expiresAt)],
+  (table) => [
+    index('subscriptions_lapsing')
+      .on(table.expiresAt)
+      .where(sql`${table.lapsedAt} is null and ${table.revokedAt} is null`),
+  ],
 );
 
 export const sigils = pgTable(

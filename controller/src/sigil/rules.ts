@@ -1,0 +1,68 @@
+/** Decisions about Sigils: values in, values out. Times are milliseconds since the epoch. */
+import { KatafractError } from '@katafract/shared/errors';
+import type { Tier } from '@katafract/shared/sigil';
+import type { SigilIdentity } from '../platform/api.ts';
+
+const DAY = 86_400_000;
+const refuse = (status: number, code: string, message: string) =>
+  new KatafractError(code, message, { status });
+
+/**
+ * The expiry as it will stand in the token: whole seconds.
+ * @throws KatafractError `expiry_past`, `expiry_too_far` (422): keys are kept just as long as a Sigil may live
+ */
+export function checkExpiry(expiresAt: number, now: number, maxDays: number): number {
+  const whole = Math.floor(expiresAt / 1000) * 1000;
+  if (whole <= now) throw refuse(422, 'expiry_past', 'expiresAt is in the past');
+  if (whole > now + maxDays * DAY)
+    throw refuse(422, 'expiry_too_far', `a Sigil lives at most ${maxDays} days`);
+  return whole;
+}
+
+export interface SubscriptionState {
+  readonly tier: Tier;
+  readonly expiresAt: number;
+  readonly revoked: boolean;
+}
+
+/**
+ * What a new Sigil does to the subscription it is for: its tier becomes the subscription's, its expiry may prolong but
+ * never shorten it (to end one early, revoke it).
+ * @throws KatafractError `subscription_revoked` (409)
+ */
+export function renew(
+  present: SubscriptionState,
+  wish: { tier: Tier; expiresAt: number },
+): { tier: Tier; expiresAt: number; changed: boolean } {
+  if (present.revoked) throw refuse(409, 'subscription_revoked', 'the subscription was revoked');
+  const expiresAt = Math.max(present.expiresAt, wish.expiresAt);
+  return {
+    tier: wish.tier,
+    expiresAt,
+    changed: wish.tier !== present.tier || expiresAt !== present.expiresAt,
+  };
+}
+
+/** A Sigil as the database has it. */
+export interface SigilState {
+  readonly sigilId: string;
+  readonly subscriptionId: string;
+  readonly expiresAt: number;
+  readonly revoked: boolean;
+  readonly subscription: SubscriptionState;
+}
+
+/**
+ * Whether a Sigil with a good signature is good now. The tier is the subscription's present one, so that a change of
+ * plan needs no new token.
+ * @throws KatafractError `sigil_invalid`, `sigil_revoked`, `sigil_expired` (401)
+ */
+export function admit(state: SigilState | null, now: number): SigilIdentity {
+  if (!state) throw refuse(401, 'sigil_invalid', 'the Sigil is not valid');
+  if (state.revoked || state.subscription.revoked)
+    throw refuse(401, 'sigil_revoked', 'the Sigil was revoked');
+  if (state.expiresAt <= now || state.subscription.expiresAt <= now)
+    throw refuse(401, 'sigil_expired', 'the Sigil has expired');
+  const { sigilId, subscriptionId, expiresAt } = state;
+  return { sigilId, subscriptionId, expiresAt, tier: state.subscription.tier };
+}
