@@ -1,0 +1,322 @@
+/**
+ * The agent: takes desired state in, keeps the host in line with it, and says what it holds. One loop does all of it.
+ * A message, a timer, a connection only leave something to do and wake the loop; what it does depends on what is there,
+ * never on who woke it. Messages that arrive while a pass runs are taken together by the next one.
+ */
+
+import { type Desired, type NodeConfig, verifyDesired } from '@katafract/shared/desired';
+import { KatafractError } from '@katafract/shared/errors';
+import type { Lineage, NodeId } from '@katafract/shared/units';
+import { HEARTBEAT_SECONDS, type Heartbeat } from '@katafract/shared/uplink';
+import type { CryptoKey } from 'jose';
+import { Announcer } from './announce.ts';
+import { type Ledger, openLedger } from './desired/ledger.ts';
+import { receive, type Staging } from './desired/receive.ts';
+import { type Change, type Held, outcome } from './desired/table.ts';
+import type { Clock, HostPort, LedgerDisk, Log, PeerTablePort, TelemetryPort, Uplink } from './ports.ts';
+import { type Pass, Reconciler, type View } from './reconcile.ts';
+import { Counts, heartbeat, type Position, position, type Speaker } from './report.ts';
+
+export interface AgentPorts {
+  readonly clock: Clock;
+  /** Uniform in [0, 1), for jitter. */
+  readonly random: () => number;
+  readonly log: Log;
+  readonly peers: PeerTablePort;
+  readonly host: HostPort;
+  readonly disk: LedgerDisk;
+  readonly uplink: Uplink;
+  readonly telemetry: TelemetryPort;
+}
+
+export interface AgentSettings extends Speaker {
+  readonly node: NodeId;
+  /** The controller's state key, pinned when the node enrolled. */
+  readonly stateKey: CryptoKey;
+  readonly enrolledLineage: Lineage;
+  /** In force until the controller sends another. */
+  readonly enrolledConfig: NodeConfig;
+  /** Milliseconds between full passes (and heartbeats) before jitter; HEARTBEAT_SECONDS where absent. */
+  readonly intervalMs?: number;
+}
+
+export interface AgentStatus {
+  readonly position: Position;
+  readonly received: boolean;
+  readonly heldPeers: number;
+  /** The kernel took all of it, and the disk has it. */
+  readonly applied: boolean;
+  readonly connected: boolean;
+  readonly lastPass: Pass | null;
+  readonly lastHeartbeat: Heartbeat | null;
+  readonly repairs: number;
+  readonly failures: number;
+  readonly refused: Readonly<Record<string, number>>;
+}
+
+export interface Agent {
+  /** Loads what is held and brings the host in line with it, network or not; resolves after that first pass. */
+  start(): Promise<void>;
+  /** Lets the pass under way finish and does no more. The host stays as it is. */
+  stop(): Promise<void>;
+  /** A raw message from the broker. */
+  onDesired(jws: string): void;
+  onConnected(): void;
+  onDisconnected(): void;
+  /** Resolves when there is nothing to do until the next event or timer. */
+  idle(): Promise<void>;
+  status(): AgentStatus;
+}
+
+/** Messages waiting beyond this are dropped; the node then says hello and is carried on from what it holds. */
+const INBOX_LIMIT = 1024;
+/** A part is near 350 kB; nothing honest is larger than this, in characters. */
+const LARGEST_MESSAGE = 2_000_000;
+type Opened = { readonly message: Desired } | { readonly refused: string };
+
+export function createAgent(ports: AgentPorts, settings: AgentSettings): Agent {
+  return new LoopAgent(ports, settings);
+}
+
+class LoopAgent implements Agent {
+  readonly #ports: AgentPorts;
+  readonly #settings: AgentSettings;
+  readonly #counts = new Counts();
+  readonly #reconciler: Reconciler;
+  readonly #announcer: Announcer;
+  #ledger: Ledger | null = null;
+  #stopped = false;
+
+  readonly #inbox: Promise<Opened>[] = [];
+  #staging: Staging | null = null;
+  /** A look that is ready to be acted on. */
+  #view: View | null = null;
+  #looking: Promise<void> | null = null;
+  #busy = false;
+  /** The loop's last run. */
+  #running: Promise<void> = Promise.resolve();
+  #cancelTimer: () => void = () => undefined;
+  #heartbeatDue = false;
+  #lastPass: Pass | null = null;
+  #lastHeartbeat: Heartbeat | null = null;
+
+  constructor(ports: AgentPorts, settings: AgentSettings) {
+    this.#ports = ports;
+    this.#settings = settings;
+    const config = () => this.#held()?.config ?? settings.enrolledConfig;
+    this.#reconciler = new Reconciler(ports, () => this.#held(), config);
+    this.#announcer = new Announcer(ports.clock, ports.uplink, settings, () => this.#wake());
+  }
+
+  #held(): Held | null {
+    return this.#ledger?.held ?? null;
+  }
+
+  async start(): Promise<void> {
+    this.#ledger = await openLedger(this.#ports.disk, this.#settings.node, this.#ports.log);
+    this.#armTimer();
+    this.#look();
+    await this.idle();
+  }
+
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    this.#cancelTimer();
+    this.#announcer.stop();
+    await this.idle();
+    await this.#ledger?.quiet();
+  }
+
+  onDesired(jws: string): void {
+    if (this.#stopped) return;
+    if (this.#inbox.length >= INBOX_LIMIT) {
+      this.#refuse('overflow');
+      this.#announcer.gap();
+      return;
+    }
+    this.#inbox.push(this.#open(jws));
+    this.#wake();
+  }
+
+  onConnected(): void {
+    this.#announcer.connect(this.#held());
+    this.#wake();
+  }
+
+  onDisconnected(): void {
+    this.#announcer.disconnect();
+  }
+
+  async idle(): Promise<void> {
+    while (this.#busy || this.#looking) await Promise.all([this.#running, this.#looking]);
+  }
+
+  status(): AgentStatus {
+    const held = this.#held();
+    return {
+      position: position(held, this.#settings),
+      received: held !== null,
+      heldPeers: held?.peers.size ?? 0,
+      applied: this.#applied(),
+      connected: this.#announcer.connected,
+      lastPass: this.#lastPass,
+      lastHeartbeat: this.#lastHeartbeat,
+      repairs: this.#counts.repairs,
+      failures: this.#counts.failures,
+      refused: { ...this.#counts.refused },
+    };
+  }
+
+  #applied(): boolean {
+    return this.#held() !== null && this.#reconciler.current && this.#ledger?.durable === true;
+  }
+
+  /** Begins at once, so that signatures are checked while a pass runs. Never rejects. */
+  async #open(jws: string): Promise<Opened> {
+    if (jws.length > LARGEST_MESSAGE) return { refused: 'size' };
+    try {
+      return { message: await verifyDesired(jws, this.#settings.stateKey, this.#settings.node) };
+    } catch (error) {
+      const reason = error instanceof KatafractError ? error.detail?.reason : undefined;
+      return { refused: typeof reason === 'string' ? reason : 'signature' };
+    }
+  }
+
+  #wake(): void {
+    if (this.#busy || !this.#ledger) return;
+    this.#busy = true;
+    this.#running = this.#loop();
+  }
+
+  async #loop(): Promise<void> {
+    await Promise.resolve(); // what the same turn of the event loop leaves to do is taken together
+    for (;;) {
+      if (this.#view) await this.#fullPass(this.#view);
+      else if (this.#inbox.length > 0) await this.#changePass();
+      else break;
+    }
+    this.#speak();
+    this.#busy = false;
+  }
+
+  async #changePass(): Promise<void> {
+    for (const opening of this.#inbox.splice(0)) this.#take(await opening);
+    await Promise.all([this.#flush(), this.#reconciler.applyKeys()]);
+    if (this.#reconciler.needsView) this.#look();
+    this.#speak();
+  }
+
+  async #fullPass(view: View): Promise<void> {
+    this.#view = null;
+    const [pass] = await Promise.all([this.#reconciler.applyView(view), this.#flush()]);
+    if (!pass) {
+      this.#look();
+      return;
+    }
+    this.#lastPass = pass;
+    this.#counts.repairs += pass.repairs;
+    this.#counts.failures += pass.failures;
+    this.#speak();
+    if (this.#heartbeatDue) await this.#sendHeartbeat(pass);
+  }
+
+  async #flush(): Promise<void> {
+    try {
+      await this.#ledger?.flush();
+    } catch (error) {
+      this.#counts.failures++;
+      this.#ports.log.error(
+        { err: error },
+        'held state could not be written; nothing is acknowledged until it is',
+      );
+    }
+  }
+
+  #refuse(reason: string): void {
+    const first = this.#counts.refuse(reason);
+    if (first) this.#ports.log.warn({ reason }, 'desired state refused');
+  }
+
+  #take(opened: Opened): void {
+    if ('refused' in opened) {
+      this.#refuse(opened.refused);
+      return;
+    }
+    const { enrolledLineage } = this.#settings;
+    const verdict = receive({ held: this.#held(), enrolledLineage, staging: this.#staging }, opened.message);
+    switch (verdict.kind) {
+      case 'ignore':
+        if (verdict.acknowledge) this.#announcer.acknowledgeAgain();
+        return;
+      case 'gap':
+        this.#announcer.gap();
+        return;
+      case 'stage':
+        this.#staging = verdict.staging;
+        this.#announcer.staged();
+        return;
+      case 'refuse':
+        if (verdict.reason !== 'stale') this.#staging = null; // an old message takes nothing from a newer one
+        this.#refuse(verdict.reason);
+        if (verdict.resend) this.#announcer.historiesDiffer();
+        return;
+      case 'same':
+        this.#staging = null;
+        this.#announcer.caughtUp();
+        this.#announcer.acknowledgeAgain();
+        this.#reconciler.invalidate();
+        return;
+      case 'accept':
+        this.#accept(verdict.change);
+    }
+  }
+
+  #accept(change: Change): void {
+    this.#staging = null;
+    this.#announcer.caughtUp();
+    this.#ledger?.accept(change);
+    if (change.kind === 'snapshot' || change.config) this.#reconciler.invalidate();
+    else this.#reconciler.touch(outcome(change).keys());
+  }
+
+  #speak(): void {
+    this.#announcer.speak(this.#held(), this.#applied());
+  }
+
+  #armTimer(): void {
+    const interval = this.#settings.intervalMs ?? HEARTBEAT_SECONDS * 1000;
+    const wait = interval * (0.9 + 0.2 * this.#ports.random());
+    this.#cancelTimer = this.#ports.clock.after(wait, () => {
+      this.#armTimer();
+      this.#heartbeatDue = true;
+      this.#counts.forget();
+      this.#announcer.onTimer();
+      this.#look();
+      this.#wake();
+    });
+  }
+
+  /** Looks at everything beside the loop, which acts on it when it is there. */
+  #look(): void {
+    if (this.#looking || this.#stopped) return;
+    this.#looking = this.#reconciler.look().then((view) => {
+      this.#looking = null;
+      this.#view = view;
+      this.#wake();
+    });
+  }
+
+  async #sendHeartbeat(pass: Pass): Promise<void> {
+    this.#heartbeatDue = false;
+    try {
+      const telemetry = await this.#ports.telemetry.read();
+      const now = this.#ports.clock.now();
+      const body = heartbeat(this.#settings, this.#held(), pass, telemetry, this.#counts, now);
+      this.#lastHeartbeat = body ?? this.#lastHeartbeat;
+      if (body && this.#announcer.connected && !this.#stopped)
+        this.#ports.uplink.send({ leaf: 'heartbeat', body });
+    } catch (error) {
+      this.#ports.log.error({ err: error }, 'no heartbeat: the machine could not be read');
+    }
+  }
+}

@@ -1,0 +1,50 @@
+/**
+ * Reads the kernel's peer table against the held one and keeps only what differs, so that an idle pass over tens of
+ * thousands of peers hashes nothing and keeps nothing.
+ */
+import { allowedIps } from '@katafract/shared/digest';
+import type { Held } from '../desired/table.ts';
+import type { PeerTablePort, Tunnel } from '../ports.ts';
+
+/** A peer counts as recent for this long after a handshake, in seconds: WireGuard's REJECT_AFTER_TIME. */
+export const RECENT_SECONDS = 180;
+
+export interface PeerObservation {
+  /** null: there is no interface, and so no peer. */
+  readonly tunnel: Tunnel | null;
+  /** Rows of the kernel that are not as held (or not held at all): key to AllowedIPs text. */
+  readonly different: ReadonlyMap<string, string>;
+  /** Held keys that the kernel does not have. */
+  readonly missing: readonly string[];
+  /** Peers with a handshake in the last RECENT_SECONDS. */
+  readonly recent: number;
+}
+
+/**
+ * @param held asked for with every row, since it may change while the dump streams; keys changed meanwhile are the
+ * caller's to set aside
+ * @param now milliseconds since the epoch
+ */
+export async function observePeers(
+  table: PeerTablePort,
+  held: () => Held | null,
+  now: number,
+): Promise<PeerObservation> {
+  const since = now / 1000 - RECENT_SECONDS;
+  const different = new Map<string, string>();
+  const seen = new Set<string>();
+  let recent = 0;
+  const tunnel = await table.dump((publicKey, allowed, handshake) => {
+    if (handshake > since) recent++;
+    const row = held()?.peers.get(publicKey);
+    if (row) seen.add(row.publicKey);
+    if (!row || allowedIps(row) !== allowed) different.set(publicKey, allowed);
+  });
+  return { tunnel, different, missing: unseen(held(), seen), recent };
+}
+
+function unseen(held: Held | null, seen: ReadonlySet<string>): string[] {
+  const missing: string[] = [];
+  for (const { publicKey } of held?.peers.values() ?? []) if (!seen.has(publicKey)) missing.push(publicKey);
+  return missing;
+}

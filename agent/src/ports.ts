@@ -1,0 +1,102 @@
+/**
+ * Everything the agent's core needs from outside, as types. The core (agent.ts, desired/, plan/, apply/) reads no
+ * clock, spawns no process and opens no file: it is driven through these, by main.ts with the real host and by the
+ * model-based test with a virtual one.
+ */
+import type { NodeConfig } from '@katafract/shared/desired';
+import type { PeerEntry } from '@katafract/shared/digest';
+import type { Applied, Heartbeat, Hello, PartState } from '@katafract/shared/uplink';
+
+export type { Clock } from '@katafract/shared/clock';
+
+/** Structured log lines. Peers are never named in them: counts and codes only. */
+export interface Log {
+  info(fields: Readonly<Record<string, unknown>>, message: string): void;
+  warn(fields: Readonly<Record<string, unknown>>, message: string): void;
+  error(fields: Readonly<Record<string, unknown>>, message: string): void;
+}
+
+/** Changes to the kernel's peer table; removals come first, so that an address can pass from one key to another. */
+export interface PeerBatch {
+  /** Keys as the kernel names them; a key it does not have is no error. */
+  readonly remove: readonly string[];
+  /** Each replaces the AllowedIPs of its key. */
+  readonly set: readonly PeerEntry[];
+}
+
+/** One row of the kernel's table. `allowed` is the AllowedIPs text as printed; `handshake` is in Unix seconds, 0 never. */
+export type PeerVisitor = (publicKey: string, allowed: string, handshake: number) => void;
+
+/** The tunnel interface as WireGuard sees it. */
+export interface Tunnel {
+  readonly publicKey: string;
+  readonly listenPort: number;
+}
+
+export interface PeerTablePort {
+  /**
+   * Streams the whole table through `visit`, in no order. Resolves to the interface, or null where there is none.
+   * Not a snapshot: changes made meanwhile may or may not be seen.
+   */
+  dump(visit: PeerVisitor): Promise<Tunnel | null>;
+  /**
+   * Resolves when the kernel took all of the batch; rejects where it may have taken only a part.
+   * @throws KatafractError `tunnel_missing` where there is no interface, so that trying smaller batches is pointless
+   */
+  set(batch: PeerBatch): Promise<void>;
+}
+
+/**
+ * The disk under the ledger: one snapshot and one journal, each a text. Every method is durable once it resolves, and
+ * after a crash in the middle of one: `writeSnapshot` and `replaceJournal` left the old text or the new one,
+ * `append` left any prefix of the addition.
+ */
+export interface LedgerDisk {
+  load(): Promise<{ snapshot: string | null; journal: string }>;
+  append(text: string): Promise<void>;
+  writeSnapshot(text: string): Promise<void>;
+  replaceJournal(text: string): Promise<void>;
+}
+
+export type UplinkMessage =
+  | { readonly leaf: 'hello'; readonly body: Hello }
+  | { readonly leaf: 'applied'; readonly body: Applied }
+  | { readonly leaf: 'heartbeat'; readonly body: Heartbeat };
+
+export interface Uplink {
+  /** Hands a message to the broker. Drops it while there is no connection: every connect begins with a hello anyway. */
+  send(message: UplinkMessage): void;
+}
+
+/** What came of making the host (interface, addresses, sysctls, firewall) as it should be. */
+export interface HostReport {
+  /** The interface is up as configured and the rules are in place; nothing is acknowledged otherwise. */
+  readonly ready: boolean;
+  readonly rules: PartState;
+  /** Things found changed and put right again; things set up for the first time do not count. */
+  readonly repairs: number;
+  /** Steps that failed; they are tried again with the next timer. */
+  readonly failures: number;
+}
+
+/** A look at the host, ready to be acted on. */
+export interface HostInspection {
+  /** Plans from what was seen and applies it. @param tunnel as dumped beside this inspection */
+  settle(config: NodeConfig, tunnel: Tunnel | null): Promise<HostReport>;
+}
+
+/** Everything the node is besides its peers. */
+export interface HostPort {
+  /** Only looks. */
+  inspect(): Promise<HostInspection>;
+}
+
+/** Aggregates about the machine, units as in Heartbeat. */
+export type Telemetry = Pick<
+  Heartbeat,
+  'cpu' | 'memoryUsed' | 'memoryTotal' | 'load' | 'uptimeSeconds' | 'rxBytes' | 'txBytes'
+>;
+
+export interface TelemetryPort {
+  read(): Promise<Telemetry>;
+}

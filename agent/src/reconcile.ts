@@ -1,0 +1,170 @@
+/**
+ * Makes the kernel agree with what is held. Two ways in, one rule: a change tells the kernel the keys it names and no
+ * others (O(change), never a dump); the timer looks at everything and tells what differs. Looking runs beside the
+ * changes, so that a dump of a large table holds nobody up: keys told meanwhile are known better than the dump knows.
+ *
+ * Callers run `applyKeys` and `applyView` one at a time.
+ */
+import type { NodeConfig } from '@katafract/shared/desired';
+import type { PartState } from '@katafract/shared/uplink';
+import { applyPeers, type PeersApplied } from './apply/peers.ts';
+import type { Held } from './desired/table.ts';
+import { observePeers, type PeerObservation } from './observe/peers.ts';
+import { type KernelSummary, planKeys, planTable, summarize } from './plan/peers.ts';
+import type { Clock, HostInspection, HostPort, HostReport, Log, PeerTablePort, Tunnel } from './ports.ts';
+
+export interface ReconcilerPorts {
+  readonly clock: Clock;
+  readonly peers: PeerTablePort;
+  readonly host: HostPort;
+  readonly log: Log;
+}
+
+/** Everything a look brought back; null where that part could not be seen. */
+export interface View {
+  readonly epoch: number;
+  readonly peers: PeerObservation | null;
+  readonly host: HostInspection | null;
+}
+
+/** What came of a full pass. */
+export interface Pass {
+  /** null where the kernel could not be read: a report would have to guess. */
+  readonly kernel: KernelSummary | null;
+  readonly recent: number;
+  readonly rules: PartState;
+  readonly repairs: number;
+  readonly failures: number;
+}
+
+/** A host that could not be looked at. */
+const UNSEEN: HostReport = { ready: false, rules: 'failed', repairs: 0, failures: 1 };
+
+export class Reconciler {
+  readonly #ports: ReconcilerPorts;
+  readonly #held: () => Held | null;
+  readonly #config: () => NodeConfig;
+  /** Keys that changed and that the kernel has not been told yet. */
+  #dirty = new Set<string>();
+  /** Keys that the kernel did not take; told again by the timer. */
+  #failed = new Set<string>();
+  /** Keys the kernel took since the look under way began; null while nobody looks. */
+  #told: Set<string> | null = null;
+  /** Whether a full pass has been through since the last `invalidate`, so that told keys are all there is to tell. */
+  #grounded = false;
+  /** Whether the interface and the rules were in place after the last full pass. */
+  #hostReady = false;
+  #epoch = 0;
+
+  constructor(ports: ReconcilerPorts, held: () => Held | null, config: () => NodeConfig) {
+    this.#ports = ports;
+    this.#held = held;
+    this.#config = config;
+  }
+
+  /** Whether the kernel took everything that is held. */
+  get current(): boolean {
+    return this.#grounded && this.#hostReady && this.#dirty.size === 0 && this.#failed.size === 0;
+  }
+
+  /** Whether a full pass is needed before changes can be applied one by one. */
+  get needsView(): boolean {
+    return !this.#grounded;
+  }
+
+  /** The held state changed at these keys. */
+  touch(keys: Iterable<string>): void {
+    for (const key of keys) this.#dirty.add(key);
+  }
+
+  /** The held state, or the ground under it, changed as a whole: only a look that begins now will do. */
+  invalidate(): void {
+    this.#grounded = false;
+    this.#epoch++;
+    this.#dirty.clear();
+    this.#failed.clear();
+  }
+
+  /** Tells the kernel the touched keys. */
+  async applyKeys(): Promise<void> {
+    if (!this.#grounded || this.#dirty.size === 0) return;
+    const keys = this.#dirty;
+    this.#dirty = new Set();
+    const applied = await applyPeers(this.#ports.peers, planKeys(this.#held(), keys));
+    this.#record(keys, applied);
+    if (applied.tunnelMissing) this.invalidate();
+  }
+
+  #record(keys: Iterable<string>, applied: PeersApplied): void {
+    for (const key of keys) {
+      if (applied.failed.has(key)) this.#failed.add(key);
+      else {
+        this.#failed.delete(key);
+        this.#told?.add(key);
+      }
+    }
+    if (applied.failed.size === 0) return;
+    this.#ports.log.error(
+      { rows: applied.failed.size, err: applied.error },
+      'the kernel did not take every peer',
+    );
+    if (applied.tunnelMissing) this.invalidate();
+  }
+
+  /** Looks at everything, changing nothing. One look at a time. */
+  async look(): Promise<View> {
+    const epoch = this.#epoch;
+    this.#told = new Set();
+    const { clock, peers, host, log } = this.#ports;
+    const seen = async <T>(what: string, looking: Promise<T>): Promise<T | null> => {
+      try {
+        return await looking;
+      } catch (error) {
+        log.error({ err: error, part: what }, 'could not look at the host');
+        return null;
+      }
+    };
+    const [peersSeen, hostSeen] = await Promise.all([
+      seen('peers', observePeers(peers, this.#held, clock.now())),
+      seen('host', host.inspect()),
+    ]);
+    return { epoch, peers: peersSeen, host: hostSeen };
+  }
+
+  /** Plans from a look and applies it; null where the look is out of date and another one is needed. */
+  async applyView(view: View): Promise<Pass | null> {
+    if (view.epoch !== this.#epoch) return null;
+    const tunnel = view.peers?.tunnel ?? null;
+    const host = await this.#settleHost(view, tunnel);
+    this.#hostReady = host.ready;
+    const known = this.#told ?? new Set();
+    this.#told = null;
+    if (!view.peers) return { ...host, kernel: null, recent: 0, failures: host.failures + 1 };
+    const held = this.#held();
+    const doubtful = [...this.#dirty, ...this.#failed];
+    const keys = planTable(held, view.peers, known, doubtful);
+    const drift = this.#grounded ? keys.size - new Set(doubtful).size : 0;
+    if (drift > 0) this.#ports.log.warn({ rows: drift }, 'peers had drifted in the kernel');
+    const applied = await applyPeers(this.#ports.peers, planKeys(held, keys));
+    this.#dirty.clear();
+    this.#grounded = true;
+    this.#record(keys, applied);
+    return {
+      rules: host.rules,
+      repairs: host.repairs + Math.max(0, drift - applied.failed.size),
+      failures: host.failures + applied.failed.size,
+      kernel: summarize(held, view.peers, applied.failed),
+      recent: view.peers.recent,
+    };
+  }
+
+  async #settleHost(view: View, tunnel: Tunnel | null): Promise<HostReport> {
+    if (!view.host) return UNSEEN;
+    try {
+      return await view.host.settle(this.#config(), tunnel);
+    } catch (error) {
+      this.#ports.log.error({ err: error }, 'the host could not be set up');
+      return UNSEEN;
+    }
+  }
+}
