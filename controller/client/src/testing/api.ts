@@ -37,9 +37,15 @@ export interface TestApi {
   close(): Promise<void>;
 }
 
+export interface TestExit {
+  readonly node: string;
+  readonly region: string;
+  readonly endpoint: string;
+  readonly publicKey: string;
+}
+
 export interface TestApiOptions {
-  readonly exits: readonly { node: string; region: string; endpoint: string; publicKey: string }[];
-  readonly port?: number;
+  readonly exits: readonly TestExit[];
   /** A peer was made or its key changed: what an exit would be told. */
   readonly onPeer?: (peer: Peer) => Promise<void>;
 }
@@ -70,7 +76,7 @@ export async function startTestApi(options: TestApiOptions): Promise<TestApi> {
       })
       .catch((error: unknown) => reply(response, problem(500, 'internal', { detail: String(error) })));
   });
-  await new Promise<void>((resolve) => server.listen(options.port ?? 0, '127.0.0.1', resolve));
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const { port } = server.address() as AddressInfo;
   return {
     url: `http://127.0.0.1:${port}`,

@@ -1,0 +1,159 @@
+/**
+ * wraith: this machine's tunnel to an exit.
+ *
+ *   wraith up --region eu-de      provision (or reuse) this machine's peer and route everything through it
+ *   wraith status                 exit, age of the handshake, transfer, standbys
+ *   wraith down                   undo exactly what `up` did
+ *
+ * The Sigil comes from a file or the environment, never from argv, which every user of the machine can read.
+ */
+import { readFile } from 'node:fs/promises';
+import { KatafractError } from '@katafract/shared/errors';
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { type Client, createClient } from '../sdk.ts';
+import { down, forget, qr, status, type UpWish, up } from './commands.ts';
+import { readDevice } from './device.ts';
+import { hostPorts, locked } from './host.ts';
+import type { Ports } from './ports.ts';
+import { regionsText, statusText } from './text.ts';
+
+interface GlobalOptions {
+  readonly api?: string;
+  readonly sigilFile?: string;
+  readonly stateDir: string;
+}
+interface UpOptions {
+  readonly region?: string;
+  readonly exit?: string;
+  readonly interface: string;
+  readonly mtu?: number;
+  readonly dns: boolean;
+  readonly newKey: boolean;
+}
+
+/** A person waits: less patience than an app. */
+const RETRY = { attempts: 3, timeoutMs: 8_000 };
+
+const DNS_HELP = `resolve names at the exit, by way of resolvconf. Without it the machine asks the resolver it has:
+through the tunnel, or beside it where that resolver is in the local network`;
+
+function buildProgram(): Command {
+  const program = new Command('wraith')
+    .description("This machine's WireGuard tunnel to a Katafract exit")
+    .addOption(
+      new Option('--api <url>', 'base URL of the API (default: the one used last)').env('WRAITH_API'),
+    )
+    .option(
+      '--sigil-file <path>',
+      'file that holds the Sigil (default: the environment variable WRAITH_SIGIL)',
+    )
+    .option('--state-dir <path>', 'keys, peer and journal of this device; mode 0700', '/var/lib/wraith');
+  program
+    .command('up')
+    .description('bring the tunnel up, or switch one that is up')
+    .option('--region <region>', 'where to exit (default: where this device already has a peer)')
+    .option('--exit <node>', 'one of the exits that `wraith status` lists (default: the primary)')
+    .option('--interface <name>', 'name of the interface', interfaceName, 'wraith0')
+    .option('--mtu <bytes>', 'of the interface (default: what the API says, or 1420)', mtu)
+    .option('--dns', DNS_HELP, false)
+    .option('--new-key', 'replace the key pair first', false)
+    .action((options: UpOptions) => runUp(program.opts<GlobalOptions>(), options));
+  program
+    .command('down')
+    .description('take the tunnel down')
+    .option('--forget', 'also give the peer back and forget its keys', false)
+    .action((options: { forget: boolean }) => runDown(program.opts<GlobalOptions>(), options.forget));
+  program
+    .command('status')
+    .description('show the tunnel; exit code 3 where it is not up')
+    .option('--json', 'for machines', false)
+    .action((options: { json: boolean }) => runStatus(program.opts<GlobalOptions>(), options.json));
+  program
+    .command('regions')
+    .description('list the regions')
+    .action(() => runRegions(program.opts<GlobalOptions>()));
+  program
+    .command('qr')
+    .description('show a wg-quick file as QR code, for a phone; give the phone a --state-dir of its own')
+    .option('--region <region>', 'where to exit')
+    .option('--svg', 'SVG instead of text', false)
+    .action((options: { region?: string; svg: boolean }) => runQr(program.opts<GlobalOptions>(), options));
+  return program;
+}
+
+async function runUp(globals: GlobalOptions, options: UpOptions): Promise<void> {
+  await locked(globals.stateDir, async () => {
+    const ports = await hostPorts(globals.stateDir);
+    const api = await apiUrl(globals, ports);
+    const { region, exit: node, mtu: size, ...rest } = options;
+    const wish: UpWish = { ...rest, api, region, exit: node, mtu: size };
+    const exit = await up(ports, await connect(globals, api), wish);
+    ports.note(`up through ${exit.node} (${exit.region})`);
+  });
+}
+
+async function runDown(globals: GlobalOptions, alsoForget: boolean): Promise<void> {
+  await locked(globals.stateDir, async () => {
+    const ports = await hostPorts(globals.stateDir);
+    ports.note((await down(ports)) ? 'down' : 'was not up');
+    if (alsoForget) await forget(ports, await connect(globals, await apiUrl(globals, ports)));
+  });
+}
+
+async function runStatus(globals: GlobalOptions, json: boolean): Promise<void> {
+  const current = await status(await hostPorts(globals.stateDir));
+  console.log(json ? JSON.stringify(current) : statusText(current));
+  if (current.state !== 'up') process.exitCode = 3;
+}
+
+async function runRegions(globals: GlobalOptions): Promise<void> {
+  const ports = await hostPorts(globals.stateDir);
+  const client = await connect(globals, await apiUrl(globals, ports));
+  console.log(regionsText(await client.regions()));
+}
+
+async function runQr(globals: GlobalOptions, options: { region?: string; svg: boolean }): Promise<void> {
+  await locked(globals.stateDir, async () => {
+    const ports = await hostPorts(globals.stateDir);
+    const api = await apiUrl(globals, ports);
+    const wish = { api, region: options.region, newKey: false };
+    console.log(await qr(ports, await connect(globals, api), wish, options.svg ? 'svg' : 'text'));
+  });
+}
+
+async function apiUrl({ api }: GlobalOptions, { files }: Ports): Promise<string> {
+  const url = api ?? (await readDevice(files))?.api;
+  if (url === undefined || !URL.canParse(url)) {
+    throw new KatafractError('api_missing', 'name the API with --api or WRAITH_API');
+  }
+  return url;
+}
+
+async function connect({ sigilFile }: GlobalOptions, api: string): Promise<Client> {
+  const text = sigilFile === undefined ? process.env.WRAITH_SIGIL : await readFile(sigilFile, 'utf8');
+  const sigil = text?.trim() ?? '';
+  if (sigil === '') {
+    throw new KatafractError('sigil_missing', 'put the Sigil into --sigil-file or WRAITH_SIGIL');
+  }
+  return createClient({ baseUrl: api, sigil, retry: RETRY });
+}
+
+function interfaceName(text: string): string {
+  if (/^[a-z][a-z0-9-]{0,14}$/.test(text)) return text;
+  throw new InvalidArgumentError('1 to 15 of a-z, 0-9 and hyphen, a letter first');
+}
+
+function mtu(text: string): number {
+  const bytes = Number(text);
+  if (Number.isInteger(bytes) && bytes >= 1280 && bytes <= 9000) return bytes;
+  throw new InvalidArgumentError('a number of bytes from 1280 to 9000');
+}
+
+try {
+  await buildProgram().parseAsync();
+} catch (error) {
+  const known = error instanceof KatafractError;
+  const code = known ? error.code : ((error as NodeJS.ErrnoException).code ?? 'internal');
+  console.error(`wraith: ${known ? error.message : String(error)} (${code})`);
+  process.exitCode = 1;
+}
