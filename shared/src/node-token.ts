@@ -11,7 +11,7 @@ import type { NodeId } from './units.ts';
 export type NodeAudience = 'katafract-broker' | 'katafract-enroll' | 'katafract-session';
 
 /** The longest a node token may live, in seconds. */
-export const NODE_TOKEN_SECONDS = 120;
+export const NODE_TOKEN_SECONDS = 900;
 const TYP = 'kf-node+jwt';
 /** Clocks of a fleet drift; this much is forgiven in either direction, in seconds. */
 const LEEWAY = 60;

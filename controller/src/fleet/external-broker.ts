@@ -8,11 +8,14 @@
  * @see mosquitto 2.0, plugins/dynamic-security/README.md: commands go to $CONTROL/dynamic-security/v1
  */
 import { randomBytes, randomUUID } from 'node:crypto';
+import { Socket } from 'node:net';
 import { type Clock, sleep, systemClock } from '@katafract/shared/clock';
 import { KatafractError } from '@katafract/shared/errors';
+import { NODE_TOKEN_SECONDS } from '@katafract/shared/node-token';
 import { clientId, parseUpTopic, topic, UP_LEAVES, upFilter } from '@katafract/shared/topics';
-import type { NodeId } from '@katafract/shared/units';
-import { connectAsync, type MqttClient } from 'mqtt';
+import { NodeId } from '@katafract/shared/units';
+import { connect, type MqttClient } from 'mqtt';
+import { z } from 'zod';
 import { type Bus, type BusHandlers, UP_MESSAGE_BYTES } from './bus.ts';
 
 export interface ExternalBrokerOptions {
@@ -30,11 +33,13 @@ const CONTROL = '$CONTROL/dynamic-security/v1';
 const ANSWER_MS = 5000;
 
 type Command = { command: string } & Record<string, unknown>;
-interface Answer {
-  command: string;
-  error?: string;
-  correlationData?: string;
-}
+const Answer = z.object({
+  error: z.string().optional(),
+  correlationData: z.string().optional(),
+  data: z.object({ clients: z.array(z.string()).optional() }).optional(),
+});
+type Answer = z.infer<typeof Answer>;
+const Answers = z.object({ responses: z.array(Answer) });
 
 export class ExternalBroker implements Bus {
   readonly #options: ExternalBrokerOptions;
@@ -42,38 +47,54 @@ export class ExternalBroker implements Bus {
   readonly #waiting = new Map<string, (answer: Answer) => void>();
   readonly #admitted = new Map<NodeId, () => void>();
   #client: MqttClient | null = null;
+  #handlers: BusHandlers | null = null;
 
   constructor(options: ExternalBrokerOptions) {
     this.#options = options;
     this.#clock = options.clock ?? systemClock;
   }
 
-  /** @throws KatafractError `broker_unavailable` where the broker does not answer at the start */
+  /** Returns at once: a broker that is away at the start is waited for like one that goes away later. */
   async start(handlers: BusHandlers): Promise<void> {
+    this.#handlers = handlers;
     const { url, username, password, ca } = this.#options;
-    const client = await connectAsync(url, {
+    const client = connect(url, {
       clientId: `kf-controller-${randomUUID()}`,
       clean: true,
       reconnectPeriod: 500,
       connectTimeout: 5000,
-      resubscribe: true,
+      resubscribe: false,
       ...(username === undefined ? {} : { username }),
       ...(password === undefined ? {} : { password }),
       ...(ca === undefined ? {} : { ca }),
-    }).catch((cause: unknown) => {
-      throw brokerUnavailable(cause);
     });
     this.#client = client;
     client.on('message', (name, payload) => {
       if (name.startsWith(`${CONTROL}/`)) this.#answer(payload);
       else this.#deliver(handlers, name, payload);
     });
-    client.on('connect', () => handlers.onConnection(true));
+    client.on('connect', () => {
+      this.#greet(client).then(
+        () => handlers.onConnection(true),
+        () => {
+          handlers.onRefused('greeting_failed', null);
+          client.stream.destroy();
+        },
+      );
+    });
     client.on('close', () => handlers.onConnection(false));
     client.on('error', () => handlers.onRefused('connection_error', null));
-    await client.subscribeAsync([...UP_LEAVES.map(upFilter), `${CONTROL}/response`], { qos: 1 });
-    if (this.#options.admission === 'dynsec') await this.#denyByDefault();
-    handlers.onConnection(true);
+  }
+
+  /** What every connection begins with. */
+  async #greet(client: MqttClient): Promise<void> {
+    const stream: unknown = client.stream;
+    if (stream instanceof Socket) stream.setNoDelay(true);
+    const control = this.#options.admission === 'dynsec' ? [`${CONTROL}/response`] : [];
+    await client.subscribeAsync([...control, ...UP_LEAVES.map(upFilter)], { qos: 1 });
+    if (control.length === 0) return;
+    await this.#denyByDefault();
+    await this.#adopt();
   }
 
   #deliver(handlers: BusHandlers, name: string, payload: Buffer): void {
@@ -84,12 +105,14 @@ export class ExternalBroker implements Bus {
   }
 
   #answer(payload: Buffer): void {
-    const { responses = [] } = JSON.parse(payload.toString('utf8')) as { responses?: Answer[] };
-    for (const answer of responses) this.#waiting.get(answer.correlationData ?? '')?.(answer);
+    const parsed = Answers.safeParse(parseJson(payload));
+    if (!parsed.success) this.#handlers?.onRefused('malformed', null);
+    for (const answer of parsed.data?.responses ?? [])
+      this.#waiting.get(answer.correlationData ?? '')?.(answer);
   }
 
   /** Runs one command of the plugin. @throws KatafractError `broker_command_failed` unless `tolerate` matches */
-  async #command(command: Command, tolerate?: RegExp): Promise<void> {
+  async #command(command: Command, tolerate?: RegExp): Promise<Answer> {
     const correlationData = randomUUID();
     const answered = new Promise<Answer>((resolve) => this.#waiting.set(correlationData, resolve));
     try {
@@ -100,15 +123,16 @@ export class ExternalBroker implements Bus {
       if (error !== undefined && !tolerate?.test(error)) {
         throw new KatafractError('broker_command_failed', `${command.command}: ${error}`, { status: 503 });
       }
+      return answer;
     } finally {
       this.#waiting.delete(correlationData);
     }
   }
 
   /** Nobody may do anything but what a role of theirs allows. */
-  #denyByDefault(): Promise<void> {
+  async #denyByDefault(): Promise<void> {
     const types = ['publishClientSend', 'publishClientReceive', 'subscribe', 'unsubscribe'];
-    return this.#command({
+    await this.#command({
       command: 'setDefaultACLAccess',
       acls: types.map((acltype) => ({ acltype, allow: acltype === 'unsubscribe' })),
     });
@@ -138,17 +162,29 @@ export class ExternalBroker implements Bus {
     );
     await this.#command({ command: 'setClientPassword', username: node, password: token });
     await this.#command({ command: 'enableClient', username: node });
-    this.#admitted.get(node)?.();
-    this.#admitted.set(
-      node,
-      this.#clock.after(expiresAt - this.#clock.now(), () => void this.#expire(node)),
-    );
+    this.#expireAfter(node, expiresAt - this.#clock.now());
   }
 
-  /** An expired token opens nothing any more; a session that it opened goes on. */
-  async #expire(node: NodeId): Promise<void> {
-    this.#admitted.delete(node);
-    await this.#command({ command: 'setClientPassword', username: node, password: throwaway() });
+  /** Ends the session as well (the plugin knows no other way); the node comes back with a fresh token. */
+  #expireAfter(node: NodeId, ms: number): void {
+    const expire = () => {
+      this.#admitted.delete(node);
+      this.#command({ command: 'setClientPassword', username: node, password: throwaway() }).catch(() =>
+        this.#handlers?.onRefused('expiry_failed', node),
+      );
+    };
+    this.#admitted.get(node)?.();
+    this.#admitted.set(node, this.#clock.after(ms, expire));
+  }
+
+  /** Tokens that a controller before this one handed over: none of them may outlive the longest life of a token. */
+  async #adopt(): Promise<void> {
+    const { data } = await this.#command({ command: 'listClients' });
+    for (const name of data?.clients ?? []) {
+      const node = NodeId.safeParse(name);
+      const ours = node.success && name !== this.#options.username && !this.#admitted.has(node.data);
+      if (ours) this.#expireAfter(node.data, NODE_TOKEN_SECONDS * 1000);
+    }
   }
 
   publish(name: string, payload: string): Promise<void> {
@@ -175,6 +211,14 @@ export class ExternalBroker implements Bus {
     this.#client = null;
     client?.removeAllListeners('close');
     await client?.endAsync();
+  }
+}
+
+function parseJson(payload: Buffer): unknown {
+  try {
+    return JSON.parse(payload.toString('utf8'));
+  } catch {
+    return null;
   }
 }
 
