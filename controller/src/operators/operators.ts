@@ -3,10 +3,9 @@
  * controller's user can read. Customer tokens mean nothing here: a Sigil is compared like any other wrong token.
  */
 import { randomBytes } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
 import { KatafractError } from '@katafract/shared/errors';
 import type { OperatorIdentity } from '../platform/api.ts';
-import { bearerToken, createSecretFile, sameDigest, sha256 } from '../platform/secrets.ts';
+import { bearerToken, createSecretFile, readSecretFile, sameDigest, sha256 } from '../platform/secrets.ts';
 
 export interface Operators {
   /** @throws KatafractError `unauthorized` (401) */
@@ -22,7 +21,7 @@ const SHORTEST = 32;
  */
 export async function readOperatorToken(path: string, create: boolean): Promise<string> {
   if (create) await createSecretFile(path, `kfo1_${randomBytes(32).toString('base64url')}`);
-  const token = (await readFile(path, 'utf8')).trim();
+  const token = await readSecretFile(path);
   if (token.length < SHORTEST || bearerToken(`Bearer ${token}`) === null)
     throw new KatafractError(
       'operator_token_invalid',

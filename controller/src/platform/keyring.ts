@@ -6,7 +6,6 @@
  * the next one begins to sign, and stays in the JWKS until the last Sigil it can have signed has expired.
  */
 import { randomBytes } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
 import { KatafractError } from '@katafract/shared/errors';
 import { type NodePublicJwk, publicJwk } from '@katafract/shared/node-token';
 import { and, eq, gt, isNull, or } from 'drizzle-orm';
@@ -21,7 +20,7 @@ import {
   type JSONWebKeySet,
 } from 'jose';
 import type { Database, Tx } from './db.ts';
-import { createSecretFile } from './secrets.ts';
+import { createSecretFile, readSecretFile } from './secrets.ts';
 import { signingKeys } from './tables.ts';
 
 export interface SigningKey {
@@ -66,7 +65,7 @@ interface Loaded extends SigningKey {
  */
 export async function readMasterKey(path: string, create: boolean): Promise<Uint8Array> {
   if (create) await createSecretFile(path, randomBytes(32).toString('base64'));
-  const text = (await readFile(path, 'utf8')).trim();
+  const text = await readSecretFile(path);
   const key = /^[0-9a-f]{64}$/i.test(text) ? Buffer.from(text, 'hex') : Buffer.from(text, 'base64url');
   if (key.length !== 32 || !/^[A-Za-z0-9+/_=-]+$/.test(text))
     throw new KatafractError('master_key_invalid', `${path} must hold 32 bytes in base64 or hex`);

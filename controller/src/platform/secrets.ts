@@ -1,7 +1,8 @@
 /** Secret files: made whole with mode 0600, read once, compared in constant time. */
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto';
-import { link, mkdir, open, unlink } from 'node:fs/promises';
+import { link, mkdir, open, readFile, unlink } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { KatafractError } from '@katafract/shared/errors';
 
 /**
  * Writes a file of mode 0600 unless it exists, whole or not at all, also when two processes try at once.
@@ -22,6 +23,15 @@ export async function createSecretFile(path: string, content: string): Promise<b
     throw error;
   } finally {
     await unlink(draft);
+  }
+}
+
+/** @throws KatafractError `secret_unreadable`: names the file, which was configured and cannot be read */
+export async function readSecretFile(path: string): Promise<string> {
+  try {
+    return (await readFile(path, 'utf8')).trim();
+  } catch (cause) {
+    throw new KatafractError('secret_unreadable', `cannot read ${path}`, { cause });
   }
 }
 
