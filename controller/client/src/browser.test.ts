@@ -37,7 +37,7 @@ it('bundles for browsers without a Node builtin and works with web globals alone
       const svg = await sdk.qrSvg(file);
       return { status: peer.status, missing, filled: file.includes(keys.privateKey), svg: svg.slice(0, 4) };
     })()`).runInContext(page);
-    expect(answer).toEqual({ status: 'active', missing: 'peer_not_found', filled: true, svg: '<svg' });
+    expect(answer).toEqual({ status: 'active', missing: 'peer_unknown', filled: true, svg: '<svg' });
   } finally {
     await api.close();
   }

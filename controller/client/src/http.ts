@@ -25,6 +25,8 @@ export interface ApiRequest<T> {
   readonly schema: z.ZodType<T>;
   readonly body?: unknown;
   readonly idempotencyKey?: string;
+  /** For a POST that names an end state: it may arrive twice. */
+  readonly repeatable?: true;
   /** Of a copy already at hand: the answer may then be "not modified". */
   readonly etag?: string;
   /** What to answer when a repeated request finds its target gone: an earlier sending removed it. */
@@ -44,7 +46,7 @@ export interface ApiReply<T> {
  * `bad_response` for one that is not of the API; `aborted` (499) by the signal.
  */
 export async function send<T>(options: HttpOptions, request: ApiRequest<T>): Promise<ApiReply<T>> {
-  const repeatable = request.method !== 'POST' || request.idempotencyKey !== undefined;
+  const { method, idempotencyKey, repeatable = method !== 'POST' || idempotencyKey !== undefined } = request;
   for (let attempt = 1; ; attempt++) {
     try {
       return await sendOnce(options, request);

@@ -3,7 +3,8 @@ import { randomUUID } from 'node:crypto';
 import type { Clock } from '@katafract/shared/clock';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { generateKeyPair } from './keys.ts';
-import { type Client, createClient } from './sdk.ts';
+import { RETRY, retryDelay } from './retry.ts';
+import { type Client, createClient, KatafractError } from './sdk.ts';
 import { problem, SIGIL, startTestApi, type TestApi } from './testing/api.ts';
 
 const EXIT_KEY = 'HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=';
@@ -102,7 +103,7 @@ describe('errors', () => {
     await expect(client.provision({ publicKey, region: 'mars' })).rejects.toMatchObject({
       name: 'KatafractError',
       code: 'region_unknown',
-      status: 404,
+      status: 422,
     });
     const errors = [{ path: 'region', message: 'no' }];
     api.faults.push(() => problem(400, 'bad_request', { detail: 'see errors', errors }));
@@ -155,7 +156,8 @@ describe('retries', () => {
     const keys = api.requests.map((seen) => seen.headers['idempotency-key']);
     expect(keys).toHaveLength(2);
     expect(new Set(keys).size).toBe(1);
-    await client.provision({ publicKey, region: 'eu-de', idempotencyKey: 'mine' });
+    const mine = { publicKey: (await generateKeyPair()).publicKey, region: 'eu-de', idempotencyKey: 'mine' };
+    await client.provision(mine);
     expect(api.requests.at(-1)?.headers['idempotency-key']).toBe('mine');
   });
 
@@ -179,21 +181,32 @@ describe('retries', () => {
     expect(api.requests).toHaveLength(5);
   });
 
-  it('move is repeated only where the server had not begun', async () => {
+  it('move names an end state, so a lost answer is asked for again', async () => {
     const { id } = await client.provision({ publicKey, region: 'eu-de' });
     api.faults.push(
       () => problem(429, 'rate_limited'),
-      () => problem(503, 'unavailable'),
+      () => 'drop',
     );
-    await expect(client.move(id, 'eu-nl')).rejects.toMatchObject({ code: 'unavailable' });
-    expect(api.requests).toHaveLength(3);
+    expect((await client.move(id, 'eu-nl')).region).toBe('eu-nl');
+    expect(api.requests).toHaveLength(4);
+  });
+
+  it.each([
+    [429, false, true],
+    [503, true, true],
+    [503, false, false],
+    [500, true, false],
+    [409, true, false],
+  ])('status %i, repeatable %s: sent again %s', (status, repeatable, again) => {
+    const error = new KatafractError('some_code', '', { status });
+    expect(retryDelay(RETRY, error, repeatable, 1, 0) !== null).toBe(again);
   });
 
   it('remove takes "not found" for done only after a sending whose answer was lost', async () => {
     const { id } = await client.provision({ publicKey, region: 'eu-de' });
     api.faults.push(() => 'drop');
     expect(await client.remove(id)).toEqual({ id, status: 'pending' });
-    await expect(client.remove(randomUUID())).rejects.toMatchObject({ code: 'peer_not_found' });
+    await expect(client.remove(randomUUID())).rejects.toMatchObject({ code: 'peer_unknown' });
   });
 
   it('stops by its signal: before sending, and while waiting for the next attempt', async () => {

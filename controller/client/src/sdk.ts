@@ -68,7 +68,7 @@ export interface Client {
   remove(id: string, call?: CallOptions): Promise<RemovedPeer>;
   /** Replaces the peer's key; its addresses stay. */
   rotate(id: string, publicKey: string, call?: CallOptions): Promise<Peer>;
-  /** Moves the peer to another region; its key and addresses stay. */
+  /** Moves the peer to another region (nothing happens where it is there already); key and addresses stay. */
   move(id: string, region: string, call?: CallOptions): Promise<Peer>;
   /** Tier, expiry and devices of the Sigil in use. */
   sigil(call?: CallOptions): Promise<SigilInfo>;
@@ -107,7 +107,8 @@ export function createClient(options: ClientOptions): Client {
     },
     async move(id, region, call = {}) {
       const body = checked(MoveRequest, { region });
-      return get({ method: 'POST', path: `${peerPath(id)}/move`, schema: Peer, body, ...call });
+      const path = `${peerPath(id)}/move`;
+      return get({ method: 'POST', path, schema: Peer, body, repeatable: true, ...call });
     },
     sigil: (call = {}) => get({ method: 'GET', path: 'v1/sigil', schema: SigilInfo, ...call }),
   };

@@ -125,7 +125,7 @@ async function route(store: Store, seen: Seen): Promise<Reply> {
     return seen.method === 'POST' ? provision(store, seen) : peerPage(store, url.searchParams.get('cursor'));
   }
   const peer = store.peers.get(id);
-  if (peer === undefined) return problem(404, 'peer_not_found');
+  if (peer === undefined) return problem(404, 'peer_unknown');
   if (seen.method === 'DELETE') {
     store.peers.delete(id);
     return { status: 200, body: { id, status: 'removed' } };
@@ -133,7 +133,7 @@ async function route(store: Store, seen: Seen): Promise<Reply> {
   const { publicKey, region } = (seen.body ?? {}) as { publicKey?: string; region?: string };
   if (action === 'key' || action === 'move') {
     const changed = makePeer(store, peer.id, publicKey ?? peer.publicKey, region ?? peer.region);
-    if (changed === undefined) return problem(404, 'region_unknown');
+    if (changed === undefined) return problem(422, 'region_unknown');
     await store.options.onPeer?.(changed);
     return { status: 200, body: changed };
   }
@@ -150,8 +150,11 @@ async function provision(store: Store, seen: Seen): Promise<Reply> {
   const key = String(seen.headers['idempotency-key']);
   const earlier = store.peers.get(store.made.get(key) ?? '');
   if (earlier) return { status: 201, body: earlier };
+  if ([...store.peers.values()].some((peer) => peer.publicKey === publicKey)) {
+    return problem(409, 'public_key_in_use');
+  }
   const peer = makePeer(store, randomUUID(), publicKey, region);
-  if (peer === undefined) return problem(404, 'region_unknown');
+  if (peer === undefined) return problem(422, 'region_unknown');
   store.made.set(key, peer.id);
   await store.options.onPeer?.(peer);
   return { status: 201, body: peer };

@@ -35,6 +35,8 @@ export interface TunnelLab {
   state(): Promise<string>;
   /** Whether an address answers, and by way of which interface the packets go. */
   reach(address: string): Promise<{ answers: boolean; by: string }>;
+  /** Whether the device answers the provider at this address when it is asked beside the tunnel. */
+  answersBeside(address: string): Promise<boolean>;
   destroy(): void;
 }
 
@@ -65,7 +67,8 @@ export async function makeTunnelLab(): Promise<TunnelLab> {
       interfaces,
       inside,
       state: () => stateOf(inside),
-      reach: (address) => reach(inside, address),
+      reach: (address) => reach(device, inside, address),
+      answersBeside: (address) => succeeds('ip', ['netns', 'exec', exit, ...ping(address), '-I', 'up0']),
       destroy() {
         process.off('exit', destroy);
         destroy();
@@ -138,15 +141,24 @@ async function stateOf(inside: TunnelLab['inside']): Promise<string> {
   return parts.join('\n');
 }
 
+function ping(address: string): [string, ...string[]] {
+  return ['ping', '-c', '1', '-W', '1', address];
+}
+
+function succeeds(program: string, args: string[]): Promise<boolean> {
+  return execute(program, args).then(
+    () => true,
+    () => false,
+  );
+}
+
 async function reach(
+  device: string,
   inside: TunnelLab['inside'],
   address: string,
 ): Promise<{ answers: boolean; by: string }> {
   const route = await inside('ip', 'route', 'get', address).catch(() => '');
-  const answers = await inside('ping', '-c', '1', '-W', '2', address).then(
-    () => true,
-    () => false,
-  );
+  const answers = await succeeds('ip', ['netns', 'exec', device, ...ping(address)]);
   return { answers, by: / dev (\S+)/.exec(route)?.[1] ?? 'none' };
 }
 

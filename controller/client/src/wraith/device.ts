@@ -18,8 +18,6 @@ const Device = z.object({
   keys: Keys,
   /** Offered to the API; in use once it has confirmed them. */
   nextKeys: Keys.optional(),
-  /** A provision whose answer is outstanding. */
-  pending: z.object({ region: z.string(), idempotencyKey: z.string() }).optional(),
   peer: Peer.optional(),
 });
 export type Device = z.infer<typeof Device>;
@@ -75,7 +73,7 @@ export async function settleDevice(
     note(`the API is out of reach (${offline}): using the peer as saved`);
     return current;
   }
-  const region = wish.region ?? device.pending?.region ?? device.peer?.region;
+  const region = wish.region ?? device.peer?.region;
   if (region === undefined) {
     throw new KatafractError('region_missing', 'no peer yet: name a region with --region', { status: 400 });
   }
@@ -117,14 +115,15 @@ async function provision(
   save: Save,
 ): Promise<ProvisionedDevice> {
   const { api, keys } = device;
-  // An outstanding provision is finished in its own region first: its key would not fit another request.
-  const pending = device.pending ?? { region, idempotencyKey: crypto.randomUUID() };
-  await save({ api, keys, pending });
+  await save({ api, keys });
   try {
-    return { api, keys, peer: await client.provision({ publicKey: keys.publicKey, ...pending }) };
+    return { api, keys, peer: await client.provision({ publicKey: keys.publicKey, region }) };
   } catch (error) {
-    // Only what is wrong with the request itself proves that no sending of it ever made a peer.
-    if (error instanceof KatafractError && [400, 404, 422].includes(error.status)) await save({ api, keys });
+    if (!(error instanceof KatafractError) || error.code !== 'public_key_in_use') throw error;
+    // Our own peer, made by an earlier run that did not live to hear of it.
+    for await (const peer of client.peers()) {
+      if (peer.publicKey === keys.publicKey) return { api, keys, peer };
+    }
     throw error;
   }
 }

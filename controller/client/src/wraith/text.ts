@@ -14,8 +14,7 @@ export function statusText(status: Status): string {
     );
     lines.push(`  received   ${bytesText(rxBytes)}, sent ${bytesText(txBytes)}`);
   }
-  const label = status.state === 'up' ? 'standby' : 'exit';
-  return [...lines, ...standbys.map((standby) => `  ${label.padEnd(10)} ${exitText(standby)}`)].join('\n');
+  return [...lines, ...standbys.map((other) => `  ${other.role.padEnd(10)} ${exitText(other)}`)].join('\n');
 }
 
 function exitText(exit: Exit): string {

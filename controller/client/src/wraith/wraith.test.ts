@@ -97,6 +97,10 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
       expect(await lab.reach(FAR.ipv6)).toEqual({ answers: true, by: INTERFACE });
       expect(await lab.reach('192.0.2.1')).toEqual({ answers: true, by: 'up0' });
       expect(await lab.inside('ip', 'link', 'show', 'dev', INTERFACE)).toContain('mtu 1420');
+      const { ipv4, ipv6 } = (await readDevice(ports.files))?.peer?.addresses ?? { ipv4: '', ipv6: '' };
+      expect(await lab.answersBeside('192.0.2.2')).toBe(true);
+      expect(await lab.answersBeside(ipv4)).toBe(false);
+      expect(await lab.answersBeside(ipv6)).toBe(false);
       const now = await status(ports);
       expect(now).toMatchObject({ state: 'up', exit: { node: 'fra-1' }, standbys: [{ node: 'ams-1' }] });
       expect(now.handshakeAgeMs).toBeLessThan(60_000);
@@ -203,7 +207,7 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
       const made = api.peers.size;
       api.faults.push(() => 'drop');
       await expect(up(ports, client, wish)).rejects.toMatchObject({ code: 'unreachable' });
-      expect((await readDevice(ports.files))?.pending?.region).toBe('eu-de');
+      expect((await readDevice(ports.files))?.peer).toBeUndefined();
       expect(await up(ports, client, { ...wish, region: 'eu-nl' })).toMatchObject({ node: 'ams-1' });
       expect(api.peers.size).toBe(made + 1);
       // The same for a key: the API took it, the answer was lost.
