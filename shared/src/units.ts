@@ -69,7 +69,7 @@ export const Digest = z
   .brand<'Digest'>();
 export type Digest = z.infer<typeof Digest>;
 
-/** A peer: a random UUID. */
+/** A peer: a UUID of version 7, so that a page of peers comes in the order they were made. */
 export const PeerId = z.uuid().brand<'PeerId'>();
 export type PeerId = z.infer<typeof PeerId>;
 

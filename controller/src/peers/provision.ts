@@ -7,7 +7,6 @@
  * Statements that do not need one another's results go out together, so a batch costs five round trips, whatever
  * its size.
  */
-import { randomUUID } from 'node:crypto';
 import { type AddressPlan, addressesAt } from '@katafract/shared/addresses';
 import type { KatafractError } from '@katafract/shared/errors';
 import { TIERS, type Tier } from '@katafract/shared/sigil';
@@ -15,6 +14,7 @@ import type { Generation, Lineage, NodeId, PeerId, PublicKey } from '@katafract/
 import type { Audit } from '../audit/audit.ts';
 import type { Fleet, RowChange } from '../fleet/fleet.ts';
 import type { Database, Sql, Tx } from '../platform/db.ts';
+import { uuidv7 } from '../platform/ids.ts';
 import { addressesExhausted, takeIndexes } from './addresses.ts';
 import type { Outcome } from './batch.ts';
 import { type BatchFacts, type Decision, decideBatch, type ProvisionWish, roleOf } from './rules.ts';
@@ -127,7 +127,7 @@ async function grant(
     const exits = placed[at];
     const index = wanted[at] ? indexes.shift() : undefined;
     if (index === undefined || !Array.isArray(exits)) return null;
-    return { wish, id: randomUUID() as PeerId, index, exits };
+    return { wish, id: uuidv7(deps.now()) as PeerId, index, exits };
   });
 }
 
