@@ -68,6 +68,47 @@ export interface Uplink {
   send(message: UplinkMessage): void;
 }
 
+export type Family = 4 | 6;
+
+/** Interfaces towards the internet, by family; null where no default route leads anywhere. */
+export interface Uplinks {
+  readonly uplink4: string | null;
+  readonly uplink6: string | null;
+}
+
+export interface Link {
+  readonly up: boolean;
+  readonly mtu: number;
+  /** With prefix, as `ip` prints them; link-local ones are the kernel's own and not listed. */
+  readonly addresses: readonly string[];
+}
+
+/** Settings of the tunnel interface that WireGuard has of its own. */
+export interface TunnelPort {
+  /** Makes the interface: in the kernel, else by wireguard-go, which then outlives the agent. */
+  create(): Promise<void>;
+  setPrivateKey(): Promise<void>;
+  setListenPort(port: number): Promise<void>;
+}
+
+export interface FirewallPort {
+  /** What `iptables-save` prints. */
+  save(family: Family): Promise<string>;
+  /** Takes a whole text or nothing of it; chains that the text does not name stay as they are. */
+  restore(family: Family, text: string): Promise<void>;
+}
+
+export interface NetworkPort {
+  link(name: string): Promise<Link | null>;
+  /** The uplinks, and the prefixes routed through `tunnel`. @param fixed the uplink, where the operator named one */
+  routes(tunnel: string, fixed: string | null): Promise<Uplinks & { routes: string[] }>;
+  /** By path under /proc/sys; null where this kernel has none. */
+  sysctls(paths: readonly string[]): Promise<Map<string, string | null>>;
+  setSysctl(path: string, value: string): Promise<void>;
+  /** One `ip` command. */
+  ip(args: readonly string[]): Promise<void>;
+}
+
 /** What came of making the host (interface, addresses, sysctls, firewall) as it should be. */
 export interface HostReport {
   /** The interface is up as configured and the rules are in place; nothing is acknowledged otherwise. */

@@ -1,0 +1,113 @@
+/** WireGuard through `wg`, as one interface: its peer table, and the few settings it has of its own. */
+import { allowedIps } from '@katafract/shared/digest';
+import { KatafractError } from '@katafract/shared/errors';
+import type { PeerBatch, PeerTablePort, PeerVisitor, Tunnel, TunnelPort } from '../ports.ts';
+import type { Exec } from './exec.ts';
+
+/**
+ * Peers in one `wg set`. A peer is about 110 bytes of arguments, and the kernel takes 2 MB of them; larger batches were
+ * measured to be no faster.
+ */
+const PEERS_PER_COMMAND = 4000;
+
+/** @param privateKeyFile readable by its owner only; `wg` reads the key from it, so that it is never an argument */
+export function wireguard(exec: Exec, name: string, privateKeyFile: string): PeerTablePort & TunnelPort {
+  return {
+    dump: (visit) => dump(exec, name, visit),
+    async set(batch) {
+      for (const args of commands(name, batch)) await modify(exec, args);
+    },
+    create: () => create(exec, name),
+    setPrivateKey: () => modify(exec, ['set', name, 'private-key', privateKeyFile]),
+    setListenPort: (port) => modify(exec, ['set', name, 'listen-port', String(port)]),
+  };
+}
+
+function* commands(name: string, batch: PeerBatch): Generator<string[]> {
+  let args = ['set', name];
+  let peers = 0;
+  for (const step of steps(batch)) {
+    args.push(...step);
+    if (++peers < PEERS_PER_COMMAND) continue;
+    yield args;
+    args = ['set', name];
+    peers = 0;
+  }
+  if (peers > 0) yield args;
+}
+
+function* steps({ remove, set }: PeerBatch): Generator<string[]> {
+  for (const key of remove) yield ['peer', key, 'remove'];
+  for (const peer of set) yield ['peer', peer.publicKey, 'allowed-ips', allowedIps(peer)];
+}
+
+function stderrOf(error: unknown): string {
+  const stderr = error instanceof KatafractError ? error.detail?.stderr : undefined;
+  return typeof stderr === 'string' ? stderr : '';
+}
+
+async function modify(exec: Exec, args: string[]): Promise<void> {
+  try {
+    await exec.run('wg', args);
+  } catch (cause) {
+    if (!stderrOf(cause).includes('No such device')) throw cause;
+    throw new KatafractError('tunnel_missing', 'the tunnel interface is gone', { cause });
+  }
+}
+
+/** Reads `wg show NAME dump` line by line as it streams: megabytes, of which nothing is kept. */
+async function dump(exec: Exec, name: string, visit: PeerVisitor): Promise<Tunnel | null> {
+  let tunnel: Tunnel | null = null;
+  let rest = '';
+  const onOutput = (text: string) => {
+    const chunk = rest + text;
+    let start = 0;
+    for (let end = chunk.indexOf('\n'); end >= 0; end = chunk.indexOf('\n', start)) {
+      if (tunnel) visitRow(chunk, start, visit);
+      else tunnel = parseInterface(chunk.slice(start, end));
+      start = end + 1;
+    }
+    rest = chunk.slice(start);
+  };
+  try {
+    await exec.run('wg', ['show', name, 'dump'], { onOutput });
+  } catch (error) {
+    if (stderrOf(error).includes('No such device')) return null;
+    throw error;
+  }
+  return tunnel;
+}
+
+/** private-key public-key listen-port fwmark; the private key is not looked at. */
+function parseInterface(line: string): Tunnel {
+  const [, publicKey = '', listenPort = '0'] = line.split('\t');
+  return { publicKey, listenPort: Number(listenPort) };
+}
+
+/** public-key preshared-key endpoint allowed-ips latest-handshake rx tx keepalive; the endpoint is not looked at. */
+function visitRow(chunk: string, start: number, visit: PeerVisitor): void {
+  const key = chunk.indexOf('\t', start);
+  const allowed = chunk.indexOf('\t', chunk.indexOf('\t', key + 1) + 1) + 1;
+  const allowedEnd = chunk.indexOf('\t', allowed);
+  const handshake = chunk.slice(allowedEnd + 1, chunk.indexOf('\t', allowedEnd + 1));
+  visit(chunk.slice(start, key), chunk.slice(allowed, allowedEnd), Number(handshake));
+}
+
+async function create(exec: Exec, name: string): Promise<void> {
+  try {
+    await exec.run('ip', ['link', 'add', 'dev', name, 'type', 'wireguard']);
+    return;
+  } catch (cause) {
+    // "Unknown device type" or "Operation not supported": this kernel has no WireGuard.
+    if (!/not supported|Unknown device type/.test(stderrOf(cause))) throw cause;
+  }
+  try {
+    await exec.run('wireguard-go', [name], { detached: true });
+  } catch (cause) {
+    throw new KatafractError(
+      'wireguard_missing',
+      'this kernel has no WireGuard, and wireguard-go is not installed or did not start',
+      { cause },
+    );
+  }
+}
