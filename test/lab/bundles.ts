@@ -1,0 +1,7 @@
+/** The programs under test, as they ship. */
+import { fileURLToPath } from 'node:url';
+
+const built = (path: string) => fileURLToPath(new URL(`../../${path}`, import.meta.url));
+
+export const AGENT = built('agent/dist/main.mjs');
+export const CONTROLLER = built('controller/dist/main.mjs');

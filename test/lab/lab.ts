@@ -1,0 +1,274 @@
+/**
+ * The lab: a whole fleet on one machine, every host a network namespace with veth cables. Tests, demo and bench run on
+ * it. The machine's own network namespace is left alone: nothing is made in it, and what the lab makes is gone when
+ * its owner closes it, ends, crashes or is killed (janitor.sh).
+ *
+ *    your shell ── 127.0.0.1:… ──(handed-over sockets)──┐
+ *                                                       │
+ *        ┌──────────────────────────────────────────── artemis ── eth0 203.0.113.2 ─────────┐
+ *        │ mesh0 100.64.0.1                    controller, broker, Postgres                  │
+ *        │                                                                                  │
+ *   ╔════╧════╗        ┌───────── exit 1 ─────────┐                                 ╔═══════╧════════╗
+ *   ║  mesh   ╟────────┤ mesh0 100.64.0.11        │        203.0.113.11  eth0 ──────╢ inet           ║
+ *   ║         ║        │        wg0 10.64.0.1     ├─────────────────────────────────╢  bridge exits  ║
+ *   ║ bridge, ║        └──────────────────────────┘                                 ║ 203.0.113.0/24 ║
+ *   ║  no way ║        ┌───────── exit N ─────────┐                                 ║                ║
+ *   ║  out    ╟────────┤ mesh0 100.64.0.10+N      │      203.0.113.10+N  eth0 ──────╢  routes        ║
+ *   ║         ║        │        wg0 10.64.0.1     ├─────────────────────────────────╢                ║
+ *   ╚═════════╝        └──────────────────────────┘                                 ║  web server    ║
+ *   100.64.0.0/10                                                                   ║ 198.51.100.80  ║
+ *                      ┌──────── device 1 ────────┐                                 ║                ║
+ *                      │ wg0 10.64.x.y            │          192.0.2.11  eth0 ──────╢ bridge devices ║
+ *                      └──────────────────────────┘                                 ║  192.0.2.0/24  ║
+ *                      ┌──────── device M ────────┐                                 ║                ║
+ *                      │ wg0 10.64.x.y            │        192.0.2.10+M  eth0 ──────╢                ║
+ *                      └──────────────────────────┘                                 ╚════════════════╝
+ *
+ *   IPv6 beside it:  exits 2001:db8:113::/64   devices 2001:db8:2::/64   web server 2001:db8:51::80
+ *                    mesh fd7a:115c:a1e0::/48  (the last group counts as in IPv4)
+ */
+import { Controller, expectOk } from './controller.ts';
+import { Device } from './device.ts';
+import { Exit } from './exit.ts';
+import { Host } from './host.ts';
+import { cables, createInternet, createMesh, INTERNET, plug } from './network.ts';
+import { type Claim, claim } from './registry.ts';
+import type { Listener } from './resident.ts';
+import { waitFor } from './wait.ts';
+
+export interface RegionSpec {
+  readonly id: string;
+  readonly name: string;
+  readonly country: string;
+  readonly latitude: number;
+  readonly longitude: number;
+}
+
+export interface LabOptions {
+  readonly regions?: readonly RegionSpec[];
+  readonly exits: readonly { readonly name: string; readonly region: string; readonly capacity?: number }[];
+  readonly devices: number;
+  /** Postgres for the controller; its own embedded one where absent. */
+  readonly database?: string;
+  readonly controllerEnv?: NodeJS.ProcessEnv;
+  readonly agentArgs?: readonly string[];
+  readonly agentEnv?: NodeJS.ProcessEnv;
+  /** What happened, as it happens. */
+  readonly onStep?: (step: string) => void;
+}
+
+export const REGIONS: readonly RegionSpec[] = [
+  { id: 'fra', name: 'Frankfurt', country: 'DE', latitude: 50.11, longitude: 8.68 },
+  { id: 'hel', name: 'Helsinki', country: 'FI', latitude: 60.17, longitude: 24.94 },
+  { id: 'sin', name: 'Singapore', country: 'SG', latitude: 1.35, longitude: 103.82 },
+  { id: 'ash', name: 'Ashburn', country: 'US', latitude: 39.04, longitude: -77.49 },
+  { id: 'hil', name: 'Hillsboro', country: 'US', latitude: 45.52, longitude: -122.99 },
+];
+
+/** The wires of a lab without the programs on it: hosts that can reach each other as drawn. */
+export class Network {
+  readonly id: string;
+  readonly folder: string;
+  readonly inet: Host;
+  readonly mesh: Host;
+  readonly artemis: Host;
+  readonly exits: Exit[] = [];
+  readonly devices: Device[] = [];
+  readonly #claim: Claim;
+  #web4: Listener | undefined;
+  #web6: Listener | undefined;
+
+  protected constructor(owned: Claim) {
+    this.#claim = owned;
+    this.id = owned.id;
+    this.folder = owned.folder;
+    this.inet = new Host(owned.id, 'inet', owned.folder);
+    this.mesh = new Host(owned.id, 'mesh', owned.folder);
+    this.artemis = new Host(owned.id, 'artemis', owned.folder);
+  }
+
+  /** Makes the hosts and plugs them in; resolves when every cable carries packets both ways. */
+  protected async build(options: LabOptions): Promise<void> {
+    await Promise.all([createInternet(this.inet), createMesh(this.mesh)]);
+    for (const [index, { name, region }] of options.exits.entries()) {
+      const { agentArgs = [], agentEnv = {} } = options;
+      const spec = { name, region, wiring: cables.exit(index), port: `x${index + 1}`, agentArgs, agentEnv };
+      this.exits.push(new Exit(this.id, this.folder, spec, this.inet, this.mesh));
+    }
+    for (let index = 0; index < options.devices; index++) {
+      const [cable] = cables.device(index);
+      if (!cable) throw new Error('a device has a cable');
+      this.devices.push(new Device(this.id, `device-${index + 1}`, this.folder, cable));
+    }
+    await Promise.all([
+      this.artemis.create().then(() => plug(this.artemis, 'artemis', cables.artemis(), this.inet, this.mesh)),
+      ...this.exits.map((exit) => exit.powerOn()),
+      ...this.devices.map(async (device, index) => {
+        await device.create();
+        await plug(device, `d${index + 1}`, cables.device(index), this.inet, this.mesh);
+      }),
+    ]);
+    this.#web4 = await this.inet.listen({ port: 80, address: INTERNET.ipv4, reply: 'peer' });
+    this.#web6 = await this.inet.listen({ port: 80, address: INTERNET.ipv6, reply: 'peer' });
+    await Promise.all([this.artemis, ...this.exits, ...this.devices].map((host) => this.#carries(host)));
+  }
+
+  /** A port of a bridge forwards only a moment after it is up; a first packet may be lost to that. */
+  async #carries(host: Host): Promise<void> {
+    const [artemis4, artemis6] = cables.artemis().map((cable) => [cable.ipv4, cable.ipv6])[1] ?? [];
+    const targets = [INTERNET.ipv4, INTERNET.ipv6, ...(host instanceof Exit ? [artemis4, artemis6] : [])];
+    for (const target of targets) {
+      if (target)
+        await waitFor(`${host.name} to reach ${target}`, () => host.ping(target, { timeoutMs: 500 }));
+    }
+  }
+
+  /** Requests that the internet's web server has seen, with the addresses they came from. */
+  async webRequests(
+    options: { reset?: boolean } = {},
+  ): Promise<{ ipv4: readonly string[]; ipv6: readonly string[] }> {
+    const [v4, v6] = await Promise.all([this.#web4?.received(options), this.#web6?.received(options)]);
+    return { ipv4: v4?.peers ?? [], ipv6: v6?.peers ?? [] };
+  }
+
+  exit(name: string): Exit {
+    const found = this.exits.find((exit) => exit.name === name);
+    if (!found) throw new Error(`no exit ${name}`);
+    return found;
+  }
+
+  /** Removes everything. Throws where something would stay behind. */
+  close(): Promise<void> {
+    return this.#claim.release();
+  }
+
+  /** Hosts and cables only. */
+  static async start(options: LabOptions): Promise<Network> {
+    const network = new Network(await claim());
+    try {
+      await network.build(options);
+      return network;
+    } catch (error) {
+      await network.close();
+      throw error;
+    }
+  }
+}
+
+export class Lab extends Network {
+  #controller: Controller | undefined;
+
+  get controller(): Controller {
+    if (!this.#controller) throw new Error('the lab is not up');
+    return this.#controller;
+  }
+
+  /** Base URL of the API as apps see it, reachable from the machine itself. */
+  get api(): string {
+    return this.controller.api;
+  }
+
+  get operatorToken(): string {
+    return this.controller.operatorToken;
+  }
+
+  /** A fleet that is up: controller ready, every exit enrolled, its agent connected. */
+  static async up(options: LabOptions): Promise<Lab> {
+    const lab = new Lab(await claim());
+    try {
+      await lab.#bringUp(options);
+      return lab;
+    } catch (error) {
+      const logs = lab.logTails();
+      await lab.close();
+      throw new Error(`the lab did not come up: ${error}\n${logs}`, { cause: error });
+    }
+  }
+
+  async #bringUp(options: LabOptions): Promise<void> {
+    const { onStep = () => undefined, regions = REGIONS } = options;
+    await this.build(options);
+    onStep(`network: ${options.exits.length} exits, ${options.devices} devices, internet, mesh`);
+    const [wan, mesh] = cables.artemis();
+    if (!wan || !mesh) throw new Error('artemis has two cables');
+    this.#controller = new Controller({
+      host: this.artemis,
+      address: wan.ipv4,
+      meshAddress: mesh.ipv4,
+      folder: this.folder,
+      ...(options.database === undefined ? {} : { database: options.database }),
+      env: options.controllerEnv ?? {},
+    });
+    await this.controller.connect();
+    await this.controller.start();
+    onStep(`controller ready at ${this.api}`);
+    for (const region of regions) await this.controller.operate('POST', '/v1/admin/regions', region);
+    await Promise.all(options.exits.map((spec) => this.#join(spec)));
+    onStep(`${options.exits.length} exits enrolled`);
+    for (const exit of this.exits) exit.startAgent();
+    await this.nodesOnline();
+    onStep('all agents connected');
+  }
+
+  async #join(spec: LabOptions['exits'][number]): Promise<void> {
+    const exit = this.exit(spec.name);
+    const { token } = await this.controller.operate<{ token: string }>('POST', '/v1/admin/join-tokens', {
+      region: spec.region,
+      node: spec.name,
+      endpoint: exit.endpoint,
+      ...(spec.capacity === undefined ? {} : { capacity: spec.capacity }),
+    });
+    await exit.enroll(this.controller.publicUrl, token);
+  }
+
+  /** Waits until every node has said hello and taken its newest generation. */
+  async nodesOnline(): Promise<void> {
+    await waitFor('all nodes online', async () => {
+      const { items } = await this.controller.operate<{ items: NodeView[] }>('GET', '/v1/admin/nodes');
+      return (
+        items.length === this.exits.length && items.every((node) => node.state === 'active' && node.online)
+      );
+    });
+  }
+
+  /** A Sigil of a new subscription. */
+  async mintSigil(tier = 'pro', days = 30): Promise<string> {
+    const expiresAt = new Date(Date.now() + days * 86_400_000).toISOString();
+    return (await this.controller.operate<{ sigil: string }>('POST', '/v1/admin/sigils', { tier, expiresAt }))
+      .sigil;
+  }
+
+  /** Provisions a key, which must succeed. */
+  async provision<T>(sigil: string, publicKey: string, region: string): Promise<T> {
+    return expectOk(
+      await this.controller.app<T>('POST', '/v1/peers', sigil, { publicKey, region }),
+      'POST /v1/peers',
+    );
+  }
+
+  /** The end of every log, for whoever has to find out why something failed. */
+  logTails(lines = 20): string {
+    const programs = [
+      ['controller', this.#controller && (() => this.controller.log)],
+      ...this.exits.map((exit) => [exit.name, () => exit.agent.log] as const),
+    ] as const;
+    return programs.map(([name, log]) => `── ${name}\n${tailOf(log, lines)}`).join('\n');
+  }
+}
+
+function tailOf(log: (() => { tail(lines: number): string }) | undefined, lines: number): string {
+  try {
+    return log?.().tail(lines) ?? '(not started)';
+  } catch {
+    return '(not started)';
+  }
+}
+
+interface NodeView {
+  readonly id: string;
+  readonly state: string;
+  readonly online: boolean;
+}
+
+/** Starts a lab with a fleet on it; see LabOptions. */
+export const startLab = (options: LabOptions): Promise<Lab> => Lab.up(options);

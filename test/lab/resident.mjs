@@ -1,0 +1,168 @@
+/**
+ * The lab's hands inside one host: a process in the host's namespaces that opens sockets there on request. Plain
+ * JavaScript, because it is started once per host and must start fast. Requests come over Node's IPC channel as
+ * `{id, op, ...}` and are answered with `{id, result}` or `{id, error}`.
+ */
+import { createSocket } from 'node:dgram';
+import { request } from 'node:http';
+import { connect, createServer } from 'node:net';
+
+/** Listeners by number: what each has received, and how to end it. */
+const listeners = new Map();
+const plain = (address) => address?.replace(/^::ffff:/, '') ?? '';
+
+function http({ method = 'GET', url, headers = {}, body, timeoutMs = 5000 }) {
+  return new Promise((resolve, reject) => {
+    const call = request(url, { method, headers, timeout: timeoutMs, agent: false }, (response) => {
+      let text = '';
+      response.setEncoding('utf8');
+      response.on('data', (chunk) => {
+        text += chunk;
+      });
+      response.on('end', () =>
+        resolve({ status: response.statusCode, headers: response.headers, body: text }),
+      );
+      response.on('error', reject);
+    });
+    call.on('timeout', () => call.destroy(new Error('ETIMEDOUT')));
+    call.on('error', reject);
+    call.end(body);
+  });
+}
+
+/** What a scanner learns about one port: `open`, `timeout`, or the error code, e.g. `ECONNREFUSED`. */
+function probe({ address, port, timeoutMs = 1000 }) {
+  return new Promise((resolve) => {
+    const socket = connect({ host: address, port });
+    const end = (outcome) => {
+      clearTimeout(timer);
+      socket.destroy();
+      resolve(outcome);
+    };
+    const timer = setTimeout(() => end('timeout'), timeoutMs);
+    socket.once('connect', () => end('open'));
+    socket.once('error', (error) => end(error.code ?? 'error'));
+  });
+}
+
+/** Sends datagrams; with `replyMs` waits for one answer and returns it as text, or null. */
+function udp({ address, port, payload = 'x', count = 1, localPort = 0, replyMs = 0 }) {
+  return new Promise((resolve, reject) => {
+    const socket = createSocket(address.includes(':') ? 'udp6' : 'udp4');
+    const end = (result) => {
+      clearTimeout(timer);
+      socket.close();
+      resolve(result);
+    };
+    let timer;
+    socket.on('error', (error) => (replyMs > 0 ? end(null) : reject(error)));
+    socket.on('message', (message) => end(message.toString()));
+    socket.bind(localPort, () => {
+      let left = count;
+      for (let sent = 0; sent < count; sent++) {
+        // a packet that the host itself refuses to route is an outcome of the test, not a failure of it
+        socket.send(payload, port, address, () => {
+          left--;
+          if (left === 0 && replyMs === 0) end(null);
+        });
+      }
+      if (replyMs > 0) timer = setTimeout(() => end(null), replyMs);
+    });
+  });
+}
+
+function listen({ id, transport, port, address, reply }) {
+  const seen = { count: 0, peers: [] };
+  const note = (peer) => {
+    seen.count++;
+    if (seen.peers.length < 1000) seen.peers.push(plain(peer));
+  };
+  if (transport === 'udp') return listenUdp(id, seen, note, { port, address, reply });
+  return new Promise((resolve, reject) => {
+    const server = createServer((socket) => {
+      note(socket.remoteAddress);
+      socket.on('error', () => socket.destroy()); // a scanner's reset
+      if (reply === 'peer') answerHttp(socket);
+      else socket.end(reply ?? '');
+    });
+    server.once('error', reject);
+    server.listen({ port, host: address }, () => {
+      listeners.set(id, { seen, close: () => server.close() });
+      resolve({ listener: id, port: server.address().port });
+    });
+  });
+}
+
+/** A web server in a few lines: says which address it was called from. */
+function answerHttp(socket) {
+  socket.once('data', () => {
+    const body = plain(socket.remoteAddress);
+    socket.end(
+      `HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`,
+    );
+  });
+}
+
+function listenUdp(id, seen, note, { port, address, reply }) {
+  return new Promise((resolve, reject) => {
+    const socket = createSocket({
+      type: address?.includes(':') ? 'udp6' : 'udp4',
+      ipv6Only: address === '::',
+    });
+    socket.once('error', reject);
+    socket.on('message', (_, from) => {
+      note(from.address);
+      if (reply !== undefined)
+        socket.send(reply === 'peer' ? plain(from.address) : reply, from.port, from.address);
+    });
+    socket.bind(port, address, () => {
+      listeners.set(id, { seen, close: () => socket.close() });
+      resolve({ listener: id, port: socket.address().port });
+    });
+  });
+}
+
+/** Connections to a socket that was opened outside of this host go on to an address inside of it. */
+function forward({ address, port }, server) {
+  server.on('connection', (outside) => {
+    const inside = connect({ host: address, port });
+    const end = () => {
+      outside.destroy();
+      inside.destroy();
+    };
+    outside.setNoDelay(true);
+    inside.setNoDelay(true);
+    outside.on('error', end).on('close', end);
+    inside.on('error', end).on('close', end);
+    outside.pipe(inside);
+    inside.pipe(outside);
+  });
+  return true;
+}
+
+function received({ listener, reset = false }) {
+  const { seen } = listeners.get(listener);
+  const copy = { count: seen.count, peers: [...seen.peers] };
+  if (reset) {
+    seen.count = 0;
+    seen.peers = [];
+  }
+  return copy;
+}
+
+function close({ listener }) {
+  listeners.get(listener)?.close();
+  return listeners.delete(listener);
+}
+
+const operations = { http, probe, udp, listen, forward, received, close };
+
+process.on('message', async (message, handle) => {
+  try {
+    process.send({ id: message.id, result: await operations[message.op](message, handle) });
+  } catch (error) {
+    process.send({ id: message.id, error: error.code ?? error.message });
+  }
+});
+process.on('disconnect', () => process.exit(0));
+process.send('ready');

@@ -1,0 +1,154 @@
+/** The lab's side of resident.mjs: sockets opened, listened on and forwarded inside a host. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { createServer, type Server } from 'node:net';
+import { fileURLToPath } from 'node:url';
+
+const SCRIPT = fileURLToPath(new URL('resident.mjs', import.meta.url));
+
+export interface HttpRequest {
+  readonly url: string;
+  readonly method?: string;
+  readonly headers?: Record<string, string>;
+  readonly body?: string;
+  readonly timeoutMs?: number;
+}
+export interface HttpResponse {
+  readonly status: number;
+  readonly headers: Record<string, string | string[] | undefined>;
+  readonly body: string;
+}
+export interface ListenOptions {
+  readonly transport?: 'tcp' | 'udp';
+  /** 0 or absent: any free one. */
+  readonly port?: number;
+  readonly address?: string;
+  /** `peer` answers with the address the call came from (over TCP as a web server); else the text itself. */
+  readonly reply?: string;
+}
+export interface Received {
+  readonly count: number;
+  readonly peers: readonly string[];
+}
+export interface Listener {
+  readonly port: number;
+  /** Connections or datagrams that arrived. */
+  received(options?: { reset?: boolean }): Promise<Received>;
+  close(): Promise<void>;
+}
+export interface Forward {
+  /** In the root namespace, on 127.0.0.1. */
+  readonly port: number;
+}
+
+interface Answer {
+  readonly id: number;
+  readonly result?: unknown;
+  readonly error?: string;
+}
+
+export class Resident {
+  readonly #child: ChildProcess;
+  readonly #waiting = new Map<
+    number,
+    { resolve: (value: unknown) => void; reject: (error: Error) => void }
+  >();
+  #next = 1;
+
+  private constructor(child: ChildProcess) {
+    this.#child = child;
+    child.on('message', (message) => this.#settle(message as Answer));
+    child.once('exit', (code, signal) => {
+      for (const { reject } of this.#waiting.values())
+        reject(new Error(`resident ended (${code ?? signal})`));
+      this.#waiting.clear();
+    });
+  }
+
+  /** @param enter command and arguments that enter the host's namespaces and run what follows them there */
+  static start(enter: readonly string[]): Promise<Resident> {
+    const [command = '', ...args] = [...enter, process.execPath, SCRIPT];
+    const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
+    return new Promise((resolve, reject) => {
+      child.once('error', reject);
+      child.once('exit', (code) => reject(new Error(`the resident did not start (${code})`)));
+      child.once('message', () => {
+        child.removeAllListeners('exit');
+        // idle residents must not keep the owner alive
+        child.unref();
+        child.channel?.unref();
+        resolve(new Resident(child));
+      });
+    });
+  }
+
+  #settle(answer: Answer): void {
+    const waiting = this.#waiting.get(answer.id);
+    this.#waiting.delete(answer.id);
+    if (this.#waiting.size === 0) this.#child.channel?.unref();
+    if (answer.error === undefined) waiting?.resolve(answer.result);
+    else waiting?.reject(new Error(answer.error));
+  }
+
+  #ask<T>(op: string, details: object, handle?: Server): Promise<T> {
+    const id = this.#next++;
+    return new Promise<T>((resolve, reject) => {
+      this.#waiting.set(id, { resolve: (value) => resolve(value as T), reject });
+      this.#child.channel?.ref();
+      this.#child.send({ ...details, id, op }, handle, {}, (error) => error && reject(error));
+    });
+  }
+
+  /** An HTTP request from this host. Rejects with the error code of a connection that failed. */
+  http(call: HttpRequest): Promise<HttpResponse> {
+    return this.#ask('http', call);
+  }
+
+  /** `open`, `timeout`, or the code of the refusal. */
+  probe(address: string, port: number, timeoutMs = 1000): Promise<string> {
+    return this.#ask('probe', { address, port, timeoutMs });
+  }
+
+  /** Sends datagrams; with `replyMs`, resolves with the first answer, or null where none came in that time. */
+  udp(
+    address: string,
+    port: number,
+    options: { payload?: string; count?: number; localPort?: number; replyMs?: number } = {},
+  ): Promise<string | null> {
+    return this.#ask('udp', { address, port, ...options });
+  }
+
+  async listen(options: ListenOptions = {}): Promise<Listener> {
+    const { transport = 'tcp', port = 0, address, reply } = options;
+    const opened = await this.#ask<{ listener: number; port: number }>('listen', {
+      transport,
+      port,
+      address,
+      reply,
+    });
+    const { listener } = opened;
+    return {
+      port: opened.port,
+      received: (how = {}) => this.#ask('received', { listener, ...how }),
+      close: async () => {
+        await this.#ask('close', { listener });
+      },
+    };
+  }
+
+  /**
+   * Opens a port in the namespace of the caller that leads to `address:port` inside this host: the listening socket
+   * is made here and handed over, and a socket stays in the network it was made in.
+   */
+  async forward(address: string, port: number): Promise<Forward> {
+    const server = createServer();
+    await new Promise<void>((resolve, reject) => {
+      server.once('error', reject);
+      server.listen(0, '127.0.0.1', resolve);
+    });
+    const bound = server.address();
+    if (bound === null || typeof bound === 'string') throw new Error('no port');
+    await this.#ask('forward', { address, port }, server);
+    await new Promise((resolve) => server.close(resolve));
+    return { port: bound.port };
+  }
+}

@@ -1,0 +1,27 @@
+/** Waiting for a condition, with an end to it: the only loop with pauses in the tests. */
+
+/**
+ * Asks until the answer is neither false nor undefined nor null, and returns it.
+ * An error while asking counts as "not yet"; the last one is the cause of the failure.
+ */
+export async function waitFor<T>(
+  what: string,
+  ask: () => T | Promise<T>,
+  options: { deadlineMs?: number; everyMs?: number } = {},
+): Promise<NonNullable<Exclude<T, false>>> {
+  const { deadlineMs = 60_000, everyMs = 50 } = options;
+  const end = performance.now() + deadlineMs;
+  let last: unknown;
+  for (;;) {
+    try {
+      const answer = await ask();
+      if (answer !== false && answer !== undefined && answer !== null)
+        return answer as NonNullable<Exclude<T, false>>;
+      last = undefined;
+    } catch (error) {
+      last = error;
+    }
+    if (performance.now() > end) throw new Error(`waited ${deadlineMs} ms for: ${what}`, { cause: last });
+    await new Promise((resolve) => setTimeout(resolve, everyMs));
+  }
+}
