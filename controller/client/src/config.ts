@@ -78,18 +78,19 @@ export function fillPrivateKey(config: string, privateKey: string): string {
 }
 
 /**
- * A whole file for any exit of the peer, for a device that fails over on its own; DNS and MTU as in the API's file.
+ * A whole file for any exit of the peer, for a device that fails over on its own.
  * @throws KatafractError `config_invalid`
  */
 export function configFor(peer: Peer, exit: Exit, privateKey: string): string {
-  const { DNS: dns = [], MTU: mtu } = parseConfig(peer.config).Interface;
-  const text = renderWgQuick({
-    addresses: peer.addresses,
-    dns,
-    exit,
-    privateKey,
-    ...(mtu === undefined ? {} : { mtu }),
-  });
+  const { addresses, dns } = peer;
+  const mtu = mtuOf(peer);
+  const text = renderWgQuick({ addresses, dns, exit, privateKey, ...(mtu === undefined ? {} : { mtu }) });
   parseConfig(text);
   return text;
+}
+
+/** The MTU in bytes that the API's file sets; undefined where it leaves that to the device. */
+export function mtuOf(peer: Peer): number | undefined {
+  // Blank while the peer has no primary.
+  return peer.config === '' ? undefined : parseConfig(peer.config).Interface.MTU;
 }

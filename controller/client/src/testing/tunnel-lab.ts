@@ -15,6 +15,7 @@
  * is seen and not just missing. The device checks reverse paths strictly, which is the hard case for a tunnel.
  */
 import { execFile, execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Peer } from '@katafract/shared/api';
 import { generateKeyPair } from '../keys.ts';
@@ -26,6 +27,8 @@ export const FAR = { ipv4: '198.51.100.1', ipv6: '2001:db8:2::1' } as const;
 
 export interface TunnelLab {
   readonly device: string;
+  /** Name for the interface that `wraith` makes, so that its socket is its own machine-wide. */
+  readonly tunnel: string;
   readonly exits: TestExit[];
   /** WireGuard interfaces of the two exits: their sockets are visible from everywhere. */
   readonly interfaces: [string, string];
@@ -41,14 +44,10 @@ export interface TunnelLab {
 }
 
 export async function makeTunnelLab(): Promise<TunnelLab> {
+  sweep();
   const id = process.pid.toString(36);
-  const [device, exit] = [`kfw-${id}-device`, `kfw-${id}-exit`];
-  const interfaces: [string, string] = [`kfx${id}`, `kfy${id}`];
-  const destroy = () => {
-    for (const name of interfaces) spawnSync('ip', ['-n', exit, 'link', 'delete', name]);
-    for (const name of [device, exit]) spawnSync('ip', ['netns', 'delete', name]);
-  };
-  destroy();
+  const { device, exit, interfaces } = namesOf(id);
+  const destroy = () => remove(id);
   process.once('exit', destroy);
   try {
     makeNamespaces(device, exit);
@@ -63,6 +62,7 @@ export async function makeTunnelLab(): Promise<TunnelLab> {
       (await execute('ip', ['netns', 'exec', device, program, ...args])).stdout;
     return {
       device,
+      tunnel: `kfd${id}`,
       exits,
       interfaces,
       inside,
@@ -80,6 +80,33 @@ export async function makeTunnelLab(): Promise<TunnelLab> {
   }
 }
 
+interface Names {
+  readonly device: string;
+  readonly exit: string;
+  readonly interfaces: [string, string];
+}
+
+function namesOf(id: string): Names {
+  return { device: `kfw-${id}-device`, exit: `kfw-${id}-exit`, interfaces: [`kfx${id}`, `kfy${id}`] };
+}
+
+/** Deleting its interface ends a wireguard-go, which would keep the namespace alive. What is gone already is fine. */
+function remove(id: string): void {
+  const { device, exit, interfaces } = namesOf(id);
+  for (const name of interfaces) spawnSync('ip', ['-n', exit, 'link', 'delete', name]);
+  spawnSync('ip', ['-n', device, 'link', 'delete', `kfd${id}`]);
+  for (const name of [device, exit]) spawnSync('ip', ['netns', 'delete', name]);
+}
+
+/** Removes the labs of test processes that were killed. */
+function sweep(): void {
+  const names = existsSync('/run/netns') ? readdirSync('/run/netns') : [];
+  const ids = new Set(names.flatMap((name) => /^kfw-([0-9a-z]+)-/.exec(name)?.[1] ?? []));
+  for (const id of ids) {
+    if (!existsSync(`/proc/${Number.parseInt(id, 36)}`)) remove(id);
+  }
+}
+
 function sh(line: string): void {
   const [program = '', ...args] = line.split(' ');
   execFileSync(program, args, { stdio: ['ignore', 'ignore', 'pipe'] });
@@ -88,7 +115,7 @@ function sh(line: string): void {
 function makeNamespaces(device: string, exit: string): void {
   for (const name of [device, exit]) {
     sh(`ip netns add ${name}`);
-    sh(`ip netns exec ${name} sysctl -qw net.ipv6.conf.default.accept_dad=0 net.ipv4.conf.all.rp_filter=1`);
+    sh(`ip netns exec ${name} sysctl -qw net.ipv6.conf.default.accept_dad=0`);
     sh(`ip -n ${name} link set lo up`);
   }
   sh(`ip -n ${exit} link add up0 type veth peer name up0 netns ${device}`);
@@ -100,8 +127,14 @@ function makeNamespaces(device: string, exit: string): void {
     sh(`ip -n ${name} address add 2001:db8:1::${last}/64 dev up0`);
     sh(`ip -n ${name} link set up0 up`);
   }
+  sh(`ip netns exec ${device} sysctl -qw net.ipv4.conf.all.rp_filter=1`);
   sh(`ip -n ${device} route add default via 192.0.2.1`);
   sh(`ip -n ${device} -6 route add default via 2001:db8:1::1`);
+  // For answersBeside: whatever is bound to up0 goes to the device directly.
+  sh(`ip -n ${exit} -4 rule add oif up0 table 7`);
+  sh(`ip -n ${exit} -6 rule add oif up0 table 7`);
+  sh(`ip -n ${exit} -4 route add default via 192.0.2.2 table 7`);
+  sh(`ip -n ${exit} -6 route add default via 2001:db8:1::2 table 7`);
   sh(`ip -n ${exit} address add ${FAR.ipv4}/32 dev lo`);
   sh(`ip -n ${exit} address add ${FAR.ipv6}/128 dev lo`);
 }

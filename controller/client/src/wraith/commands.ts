@@ -2,7 +2,7 @@
 import type { Exit, Peer } from '@katafract/shared/api';
 import { sleep } from '@katafract/shared/clock';
 import { KatafractError } from '@katafract/shared/errors';
-import { configFor, parseConfig } from '../config.ts';
+import { configFor, mtuOf } from '../config.ts';
 import { qrSvg, qrText } from '../qr.ts';
 import type { Client } from '../sdk.ts';
 import { bringUp, isStanding, type Link, planTunnel, readLink, takeDown, type Wanted } from './apply.ts';
@@ -73,9 +73,9 @@ function chooseExit(peer: Peer, node: string | undefined): Exit {
 }
 
 function wantedTunnel(peer: Peer, wish: UpWish): Wanted {
-  const { MTU = DEFAULT_MTU } = parseConfig(peer.config).Interface;
   const { addresses, dns } = peer;
-  return { interface: wish.interface, addresses, mtu: wish.mtu ?? MTU, dns: wish.dns ? dns : [] };
+  const mtu = wish.mtu ?? mtuOf(peer) ?? DEFAULT_MTU;
+  return { interface: wish.interface, addresses, mtu, dns: wish.dns ? dns : [] };
 }
 
 function sameTunnel(held: Tunnel, wanted: Wanted): boolean {

@@ -19,7 +19,6 @@ import { readDevice } from './device.ts';
 import { hostPorts, locked } from './host.ts';
 import type { Command, Exec, Ports } from './ports.ts';
 
-const INTERFACE = `kfd${process.pid.toString(36)}`;
 const execute = promisify(execFile);
 
 /** Changes the machine, in contrast to a look at it. */
@@ -80,7 +79,7 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
       };
       ports = { ...host, exec: recorded, note: (line) => notes.push(line) };
       const nothing = { exit: undefined, mtu: undefined, dns: false, newKey: false };
-      wish = { ...nothing, api: api.url, region: 'eu-de', interface: INTERFACE };
+      wish = { ...nothing, api: api.url, region: 'eu-de', interface: lab.tunnel };
     });
     afterEach(async () => {
       await down(ports);
@@ -93,14 +92,10 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
       expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: 'up0' });
       const exit = await up(ports, client, wish);
       expect(exit.node).toBe('fra-1');
-      expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: INTERFACE });
-      expect(await lab.reach(FAR.ipv6)).toEqual({ answers: true, by: INTERFACE });
+      expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: lab.tunnel });
+      expect(await lab.reach(FAR.ipv6)).toEqual({ answers: true, by: lab.tunnel });
       expect(await lab.reach('192.0.2.1')).toEqual({ answers: true, by: 'up0' });
-      expect(await lab.inside('ip', 'link', 'show', 'dev', INTERFACE)).toContain('mtu 1420');
-      const { ipv4, ipv6 } = (await readDevice(ports.files))?.peer?.addresses ?? { ipv4: '', ipv6: '' };
-      expect(await lab.answersBeside('192.0.2.2')).toBe(true);
-      expect(await lab.answersBeside(ipv4)).toBe(false);
-      expect(await lab.answersBeside(ipv6)).toBe(false);
+      expect(await lab.inside('ip', 'link', 'show', 'dev', lab.tunnel)).toContain('mtu 1420');
       const now = await status(ports);
       expect(now).toMatchObject({ state: 'up', exit: { node: 'fra-1' }, standbys: [{ node: 'ams-1' }] });
       expect(now.handshakeAgeMs).toBeLessThan(60_000);
@@ -109,6 +104,19 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
       expect(await lab.state()).toBe(before);
       expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: 'up0' });
       expect(await down(ports)).toBe(false);
+    });
+
+    it('answers at its tunnel address inside the tunnel only', async () => {
+      await up(ports, client, wish);
+      const { ipv4, ipv6 } = (await readDevice(ports.files))?.peer?.addresses ?? { ipv4: '', ipv6: '' };
+      expect(await lab.answersBeside(ipv4)).toBe(false);
+      expect(await lab.answersBeside(ipv6)).toBe(false);
+      // It is the rule that does it.
+      await lab.inside('iptables', '-t', 'raw', '-F');
+      await lab.inside('ip6tables', '-t', 'raw', '-F');
+      expect(await lab.answersBeside(ipv4)).toBe(true);
+      expect(await lab.answersBeside(ipv6)).toBe(true);
+      expect(await status(ports)).toMatchObject({ state: 'broken' });
     });
 
     it('switches exit, region and key in place: routes and rules are not touched', async () => {
@@ -124,7 +132,7 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
       expect(second?.peer?.id).toBe(first?.peer?.id);
       expect(second?.keys.publicKey).not.toBe(first?.keys.publicKey);
       expect(second?.nextKeys).toBeUndefined();
-      expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: INTERFACE });
+      expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: lab.tunnel });
       const made = commands.slice(mark).filter(changes);
       expect(new Set(made.map(({ program, args }) => `${program} ${args[0]}`))).toEqual(
         new Set(['wg setconf']),
@@ -136,13 +144,13 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
 
     it('holds traffic back when the interface dies, until `up` or `down`', async () => {
       await up(ports, client, wish);
-      await lab.inside('ip', 'link', 'delete', INTERFACE);
+      await lab.inside('ip', 'link', 'delete', lab.tunnel);
       expect(await status(ports)).toMatchObject({ state: 'broken' });
       expect((await lab.reach(FAR.ipv4)).answers).toBe(false);
       expect((await lab.reach(FAR.ipv6)).answers).toBe(false);
       await up(ports, client, wish);
-      expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: INTERFACE });
-      await lab.inside('ip', 'link', 'delete', INTERFACE);
+      expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: lab.tunnel });
+      await lab.inside('ip', 'link', 'delete', lab.tunnel);
       await down(ports);
       expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: 'up0' });
     });
@@ -174,7 +182,7 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
       expect({ makes, undoes }).toEqual({ makes: 18, undoes: 12 });
       await expect(up(dying(9), client, wish)).rejects.toThrow(Killed);
       await up(ports, client, wish);
-      expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: INTERFACE });
+      expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: lab.tunnel });
     });
 
     it('undoes by itself what it made before a step failed', async () => {
@@ -191,14 +199,14 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
     });
 
     it('does not touch an interface that is not its own, and takes a free table', async () => {
-      await lab.inside('ip', 'link', 'add', INTERFACE, 'type', 'veth');
+      await lab.inside('ip', 'link', 'add', lab.tunnel, 'type', 'veth');
       await expect(up(ports, client, wish)).rejects.toMatchObject({ code: 'interface_taken' });
-      expect(await lab.inside('ip', '-o', 'link')).toContain(`: ${INTERFACE}@`);
-      await lab.inside('ip', 'link', 'delete', INTERFACE);
+      expect(await lab.inside('ip', '-o', 'link')).toContain(`: ${lab.tunnel}@`);
+      await lab.inside('ip', 'link', 'delete', lab.tunnel);
       await lab.inside('ip', 'route', 'add', 'unreachable', '203.0.113.0/24', 'table', '51820');
       await up(ports, client, wish);
       expect(await lab.inside('ip', 'rule')).toContain('lookup 51821');
-      expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: INTERFACE });
+      expect(await lab.reach(FAR.ipv4)).toEqual({ answers: true, by: lab.tunnel });
       await down(ports);
       await lab.inside('ip', 'route', 'delete', 'unreachable', '203.0.113.0/24', 'table', '51820');
     });
@@ -257,7 +265,7 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
         await chmod(join(bin, 'resolvconf'), 0o755);
         process.env.PATH = `${bin}:${path}`;
         await up(ports, client, { ...wish, dns: true });
-        const written = await readFile(join(bin, `${INTERFACE}.conf`), 'utf8');
+        const written = await readFile(join(bin, `${lab.tunnel}.conf`), 'utf8');
         expect(written).toBe('nameserver 10.64.0.1\nnameserver fd6b:6174:6166::1\n');
         await down(ports);
         expect(await readdir(bin)).toEqual(['resolvconf']);
@@ -336,15 +344,15 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
       expect(regions.stdout).toMatch(/^eu-de .*1 exit$/m);
       await expect(wraith(['status'])).rejects.toMatchObject({ code: 3, stdout: 'down\n' });
       const file = ['--sigil-file', join(directory, 'sigil')];
-      const options = ['--region', 'eu-de', '--interface', INTERFACE];
+      const options = ['--region', 'eu-de', '--interface', lab.tunnel];
       const raised = await wraith(['--api', server.url, 'up', ...options], { WRAITH_SIGIL: SIGIL });
       expect(raised.stderr).toBe('up through fra-1 (eu-de)\n');
-      expect(await lab.reach(FAR.ipv6)).toEqual({ answers: true, by: INTERFACE });
+      expect(await lab.reach(FAR.ipv6)).toEqual({ answers: true, by: lab.tunnel });
       expect((await wraith(['status'])).stdout).toMatch(
         /: up\n {2}exit {7}fra-1 .*\n {2}handshake {2}\d+ s ago\n/,
       );
       expect(JSON.parse((await wraith(['status', '--json'])).stdout)).toMatchObject({ state: 'up' });
-      for (const environment of await environmentsOf(`wireguard-go ${INTERFACE}`)) {
+      for (const environment of await environmentsOf(`wireguard-go ${lab.tunnel}`)) {
         expect(environment).not.toContain(SIGIL);
       }
       // The API's address is remembered.
