@@ -41,7 +41,8 @@ export interface UpWish extends Wish {
 }
 
 /**
- * Brings the tunnel up, or brings one that is up to what is wished; returns after the handshake.
+ * Brings the tunnel up, or brings one that is up to what is wished; returns after the handshake. A broken one is
+ * cleared away first, since its block on traffic would keep the API out of reach too.
  * @throws KatafractError of the API and of planTunnel; `exit_unknown`; `no_handshake`: the tunnel stays, and with it
  * the block on traffic beside it, until another `up` or `down`
  */
