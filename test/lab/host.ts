@@ -108,7 +108,7 @@ export class Host {
   /** Starts a program here; its output goes to `<host>-<label>.log` in the lab's folder. */
   start(label: string, command: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): Program {
     const [program = '', ...rest] = [...this.enter(), command, ...args];
-    return new Program(program, rest, join(this.#folder, `${this.name}-${label}.log`), env);
+    return new Program(program, rest, join(this.#folder, `${this.name}-${label}.log`), { env });
   }
 
   #hands(): Promise<Resident> {

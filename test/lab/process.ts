@@ -112,18 +112,26 @@ export class Program {
   /** Resolves with the exit code or the name of the signal that ended it. */
   readonly ended: Promise<number | string>;
   readonly #child: ChildProcess;
+  /** Where its own output begins: an earlier run may have written to the same file. */
+  readonly #logStart: number;
   #result: number | string | undefined;
 
   /** Starts it, with standard output and error appended to `logPath`. */
-  constructor(command: string, args: readonly string[], logPath: string, env: NodeJS.ProcessEnv = {}) {
+  constructor(
+    command: string,
+    args: readonly string[],
+    logPath: string,
+    options: { env?: NodeJS.ProcessEnv; cwd?: string } = {},
+  ) {
+    this.log = new LogFile(logPath);
+    this.#logStart = this.log.end();
     const file = openSync(logPath, 'a');
     this.#child = spawn(command, args, {
       stdio: ['ignore', file, file],
-      env: { ...process.env, LC_ALL: 'C', ...env },
-      cwd: '/',
+      env: { ...process.env, LC_ALL: 'C', ...options.env },
+      cwd: options.cwd ?? '/',
     });
     closeSync(file);
-    this.log = new LogFile(logPath);
     this.ended = new Promise((resolve) => {
       this.#child.once('error', (error) => resolve(String(error)));
       this.#child.once('exit', (code, signal) => resolve(code ?? signal ?? 'unknown'));
@@ -161,6 +169,6 @@ export class Program {
 
   /** Waits for a line of its output; fails at once where the program ends without it. */
   waitFor(pattern: RegExp, options: { from?: number; deadlineMs?: number } = {}): Promise<RegExpMatchArray> {
-    return this.log.waitFor(pattern, { ...options, gone: this.ended });
+    return this.log.waitFor(pattern, { from: this.#logStart, ...options, gone: this.ended });
   }
 }
