@@ -9,11 +9,7 @@ import { KatafractError } from '@katafract/shared/errors';
 import { Cidr4, Cidr6 } from '@katafract/shared/units';
 import { z } from 'zod';
 import { LOG_LEVELS } from './platform/log.ts';
-
-export interface Listen {
-  readonly host: string;
-  readonly port: number;
-}
+import type { Listen } from './platform/server.ts';
 
 interface Variable<S extends z.ZodType = z.ZodType> {
   readonly schema: S;

@@ -17,7 +17,7 @@ const Entry = z
 const listRoute = createRoute({
   method: 'get',
   path: '/v1/admin/audit',
-  tags: ['operators'],
+  tags: ['Operators'],
   summary: 'What was done, newest first',
   security: security.operator,
   request: {

@@ -3,11 +3,12 @@
  * opaque page cursor and the idempotency header. Failures are thrown as KatafractError; http.ts is the one edge that
  * turns them into problem documents, so no route formats an error itself.
  */
+import type { IncomingMessage } from 'node:http';
 import { OpenAPIHono, z } from '@hono/zod-openapi';
 import { KatafractError } from '@katafract/shared/errors';
 import { PROBLEM_TYPE, Problem } from '@katafract/shared/problem';
 import type { Tier } from '@katafract/shared/sigil';
-import type { Context } from 'hono';
+import type { Context, MiddlewareHandler } from 'hono';
 import { bodyLimit as honoBodyLimit } from 'hono/body-limit';
 
 /** Who an app request acts for, as proved by its Sigil and confirmed by the database. */
@@ -24,6 +25,12 @@ export interface OperatorIdentity {
 }
 
 export interface AppEnv {
+  /** Of the HTTP server; absent where a test calls the app directly. */
+  Bindings: {
+    incoming?: IncomingMessage;
+    /** Whether the request came in by the mesh listener. */
+    mesh?: boolean;
+  };
   Variables: {
     requestId: string;
     sigil?: SigilIdentity;
@@ -165,14 +172,23 @@ export function page<T>(rows: readonly T[], limit: number, position: (last: T) =
 }
 
 /** The largest body any route reads, in bytes. */
-export const BODY_LIMIT = 64 * 1024;
+const BODY_LIMIT = 64 * 1024;
+
+const tooLarge = () =>
+  new KatafractError('body_too_large', `a body is at most ${BODY_LIMIT} bytes`, { status: 413 });
 
 /** @throws KatafractError `body_too_large` (413), also for a chunked body that never said its length. */
-export function bodyLimit(maxSize = BODY_LIMIT) {
-  return honoBodyLimit({
-    maxSize,
+export function bodyLimit(): MiddlewareHandler<AppEnv> {
+  const counting = honoBodyLimit({
+    maxSize: BODY_LIMIT,
     onError: () => {
-      throw new KatafractError('body_too_large', `a body is at most ${maxSize} bytes`, { status: 413 });
+      throw tooLarge();
     },
   });
+  return (c, next) => {
+    // Where the length is declared the HTTP parser holds the sender to it; only chunks must be counted.
+    if (c.req.header('transfer-encoding') !== undefined) return counting(c, next);
+    if (Number(c.req.header('content-length') ?? 0) > BODY_LIMIT) throw tooLarge();
+    return next();
+  };
 }

@@ -34,6 +34,8 @@ export interface Database extends Tx {
    * between are lost, and a listener must look for itself what it missed.
    */
   listen(channel: string, fn: (payload: string) => void, onReady?: () => void): Promise<() => Promise<void>>;
+  /** A connection of its own, never recycled, for what is bound to one: the caller ends it. */
+  session(): Sql;
   /** @throws KatafractError `database_unavailable` (503), also when the server is a read-only standby. */
   ping(): Promise<void>;
   close(): Promise<void>;
@@ -113,7 +115,12 @@ export function connect(url: string, options: postgres.Options<Record<string, ne
   return postgres(parsed.href, host === null ? options : { ...options, host });
 }
 
-function openPool(url: string, options: DatabaseOptions, log: Logger) {
+function openPool(
+  url: string,
+  options: DatabaseOptions,
+  log: Logger,
+  overrides: { max_lifetime?: null } = {},
+) {
   const sql = connect(url, {
     max: options.max ?? 16,
     connect_timeout: 5,
@@ -124,6 +131,7 @@ function openPool(url: string, options: DatabaseOptions, log: Logger) {
     target_session_attrs: 'primary',
     connection: { application_name: options.name ?? 'katafract' },
     onnotice: (notice) => log.debug({ code: notice.code ?? '' }, `postgres: ${notice.message ?? ''}`),
+    ...overrides,
   });
   const orm = drizzle(sql);
   // drizzle makes dates and JSON pass through untouched, for the whole handle. Let parameters of raw statements be
@@ -163,6 +171,14 @@ export async function openDatabase(
   }
 }
 
+type Pool = ReturnType<typeof openPool>;
+
+/** A server that takes longer to answer the smallest question counts as lost. */
+const PING_MS = 5000;
+
+const unavailable = (message: string) =>
+  new KatafractError('database_unavailable', message, { status: 503, retryAfter: 2 });
+
 interface Listener {
   readonly channel: string;
   readonly fn: (payload: string) => void;
@@ -175,7 +191,8 @@ class PostgresDatabase implements Database {
   readonly #log: Logger;
   readonly #options: DatabaseOptions;
   readonly #listeners = new Set<Listener>();
-  #pool: ReturnType<typeof openPool>;
+  #pool: Pool;
+  #watch: Sql | null = null;
 
   constructor(url: string, log: Logger, options: DatabaseOptions) {
     this.#url = url;
@@ -221,29 +238,49 @@ class PostgresDatabase implements Database {
     listener.stop = unlisten;
   }
 
-  async ping(): Promise<void> {
-    const pool = this.#pool;
-    const [row] = await pool.sql<{ standby: boolean }[]>`select pg_is_in_recovery() as standby`;
-    if (row?.standby === false) return;
-    this.#recycle(pool);
-    throw new KatafractError('database_unavailable', 'the database is a standby', {
-      status: 503,
-      retryAfter: 2,
-    });
+  session(): Sql {
+    return openPool(this.#url, { ...this.#options, max: 1 }, this.#log, { max_lifetime: null }).sql;
   }
 
-  /** Leaves a demoted primary: new connections resolve the name again and insist on a primary. */
-  #recycle(stale: ReturnType<typeof openPool>): void {
+  async ping(): Promise<void> {
+    const pool = this.#pool;
+    // on a connection of its own: a pool that is merely busy must not look like a lost database
+    const watch = this.#watch ?? this.session();
+    this.#watch = watch;
+    let timer: NodeJS.Timeout | undefined;
+    const silence = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(unavailable('the database does not answer')), PING_MS);
+    });
+    try {
+      const [row] = await Promise.race([
+        watch<{ standby: boolean }[]>`select pg_is_in_recovery() as standby`,
+        silence,
+      ]);
+      if (row?.standby !== false) throw unavailable('the database is a standby');
+    } catch (error) {
+      // refused or reset connections end by themselves; those to a silent or demoted server must be cut
+      if (error instanceof KatafractError) this.#recycle(pool);
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Leaves a demoted or silent server: new connections resolve the name again and insist on a primary. */
+  #recycle(stale: Pool): void {
     if (this.#pool !== stale) return;
-    this.#log.warn({}, 'the database became read-only: reconnecting');
+    this.#log.warn({}, 'the database is not the primary any more, or silent: reconnecting');
     this.#pool = openPool(this.#url, this.#options, this.#log);
     const failed = (err: unknown) => this.#log.error({ err }, 'the exchange of the database pool failed');
-    stale.sql.end({ timeout: 5 }).catch(failed);
+    stale.sql.end({ timeout: 0 }).catch(failed);
+    this.#watch?.end({ timeout: 0 }).catch(failed);
+    this.#watch = null;
     for (const listener of this.#listeners) this.#subscribe(listener).catch(failed);
   }
 
   async close(): Promise<void> {
     this.#listeners.clear();
+    await this.#watch?.end({ timeout: 1 });
     await this.#pool.sql.end({ timeout: 5 });
   }
 }

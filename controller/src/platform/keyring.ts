@@ -40,8 +40,15 @@ export interface Keyring {
   sigilByKid(kid: string): SigningKey | undefined;
   /** Every Sigil key that still verifies, newest first, for /.well-known/jwks.json. */
   jwks(): JSONWebKeySet;
-  /** Makes the next Sigil key, if the present one is older than `minAgeMs`; the old one verifies `overlapMs` longer. */
-  rotateSigil(now: number, overlapMs: number, minAgeMs?: number): Promise<boolean>;
+  /**
+   * Makes the next Sigil key, if the present one is at least `minAgeMs` old; the old one verifies `overlapMs` longer.
+   * @param record runs in the same transaction, with the ids of both
+   */
+  rotateSigil(
+    now: number,
+    overlapMs: number,
+    options?: { minAgeMs?: number; record?: (tx: Tx, kids: { from: string; to: string }) => Promise<void> },
+  ): Promise<boolean>;
   /** Reads the keys anew, as after another controller has rotated them. */
   reload(): Promise<void>;
   close(): Promise<void>;
@@ -192,7 +199,11 @@ class DatabaseKeyring implements Keyring {
     );
   }
 
-  async rotateSigil(now: number, overlapMs: number, minAgeMs = 0): Promise<boolean> {
+  async rotateSigil(
+    now: number,
+    overlapMs: number,
+    { minAgeMs = 0, record }: Parameters<Keyring['rotateSigil']>[2] = {},
+  ): Promise<boolean> {
     const next = await makeKey('sigil', this.#masterKey, now);
     const rotated = await this.#db.transaction(async (tx) => {
       await tx.sql`select pg_advisory_xact_lock(${LOCK})`;
@@ -203,6 +214,7 @@ class DatabaseKeyring implements Keyring {
         .set({ retiredAt: new Date(now), expiresAt: new Date(now + overlapMs) })
         .where(and(eq(signingKeys.use, 'sigil'), isNull(signingKeys.retiredAt)));
       await tx.orm.insert(signingKeys).values(next);
+      await record?.(tx, { from: present[0]?.kid ?? '', to: next.kid });
       await tx.sql`select pg_notify(${CHANNEL}, ${next.kid})`;
       return true;
     });

@@ -3,7 +3,7 @@
  * list (there is none for an address, a key or a token), and everything that is written, messages and errors
  * included, goes through `redact`, which masks whatever looks like one all the same.
  */
-import { redact } from '@katafract/shared/redact';
+import { redact, redactText } from '@katafract/shared/redact';
 import { type DestinationStream, pino } from 'pino';
 
 /** Everything that may be logged. Add a name here only if its values say nothing about a person or a secret. */
@@ -80,9 +80,8 @@ function logger(sink: pino.Logger, bound: LogFields): Logger {
     (fields, message) => {
       if (!sink.isLevelEnabled(level)) return;
       const all = { ...bound, ...fields };
-      const clean = redact({ ...all, ...('err' in all ? { err: plainError(all.err) } : {}), message });
-      const { message: text, ...rest } = clean;
-      sink[level](rest, String(text));
+      const clean = redact({ ...all, ...('err' in all ? { err: plainError(all.err) } : {}) });
+      sink[level](clean, redactText(message));
     };
   return {
     debug: write('debug'),

@@ -1,12 +1,9 @@
-/** Sigils over HTTP: the check every app request passes, what an app sees of its own, and the operators' part. */
+/** Sigils over HTTP: what an app sees of its own, and the operators' part. */
 import { createRoute, z } from '@hono/zod-openapi';
 import { SigilInfo } from '@katafract/shared/api';
-import { KatafractError } from '@katafract/shared/errors';
 import { TIERS, Tier } from '@katafract/shared/sigil';
-import type { MiddlewareHandler } from 'hono';
 import {
   type Api,
-  type AppEnv,
   decodeCursor,
   IdempotencyKeyHeader,
   json,
@@ -18,23 +15,12 @@ import {
   security,
   sigilOf,
 } from '../platform/api.ts';
-import { bearerToken } from '../platform/secrets.ts';
 import type { SigilRow, Sigils } from './sigil.ts';
-
-/** Lets a request pass that bears a good Sigil; routes read it with `sigilOf`. */
-export function requireSigil(sigils: Sigils): MiddlewareHandler<AppEnv> {
-  return async (c, next) => {
-    const token = bearerToken(c.req.header('authorization'));
-    if (token === null) throw new KatafractError('unauthorized', 'a Sigil is required', { status: 401 });
-    c.set('sigil', await sigils.authenticate(token));
-    await next();
-  };
-}
 
 const ownRoute = createRoute({
   method: 'get',
   path: '/v1/sigil',
-  tags: ['apps'],
+  tags: ['Sigils'],
   summary: 'The Sigil that the request bears',
   security: security.sigil,
   responses: { 200: json(SigilInfo.openapi('SigilInfo'), 'What it grants'), ...problems(401) },
@@ -61,7 +47,7 @@ const Minted = z
 const mintRoute = createRoute({
   method: 'post',
   path: '/v1/admin/sigils',
-  tags: ['operators'],
+  tags: ['Operators'],
   summary: 'Mint a Sigil',
   security: security.operator,
   request: { headers: IdempotencyKeyHeader, body: jsonBody(MintBody) },
@@ -82,7 +68,7 @@ const SigilEntry = z
 const listRoute = createRoute({
   method: 'get',
   path: '/v1/admin/sigils',
-  tags: ['operators'],
+  tags: ['Operators'],
   summary: 'Sigils, newest first',
   security: security.operator,
   request: { query: PageQuery.extend({ subscription: z.uuid().optional() }) },
@@ -97,7 +83,7 @@ const IdParam = z.object({ id: z.uuid() });
 const revokeRoute = createRoute({
   method: 'post',
   path: '/v1/admin/sigils/{id}/revoke',
-  tags: ['operators'],
+  tags: ['Operators'],
   summary: 'Revoke a Sigil; with the last one of a subscription its peers go too',
   security: security.operator,
   request: { params: IdParam },
@@ -109,7 +95,7 @@ const Revoked = z.object({ id: z.uuid(), revoked: z.literal(true) }).openapi('Re
 const revokeSubscriptionRoute = createRoute({
   method: 'post',
   path: '/v1/admin/subscriptions/{id}/revoke',
-  tags: ['operators'],
+  tags: ['Operators'],
   summary: 'Revoke a subscription with all its Sigils and peers',
   security: security.operator,
   request: { params: IdParam },

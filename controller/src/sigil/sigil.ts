@@ -15,7 +15,7 @@ import type { SigilIdentity } from '../platform/api.ts';
 import { type AfterCommit, type Database, type Tx, uniqueViolation } from '../platform/db.ts';
 import { uuidv7 } from '../platform/ids.ts';
 import type { Keyring, SigningKey } from '../platform/keyring.ts';
-import { sha256 } from '../platform/secrets.ts';
+import { bearerToken, sha256 } from '../platform/secrets.ts';
 import { admit, checkExpiry, renew } from './rules.ts';
 import * as store from './store.ts';
 
@@ -30,6 +30,8 @@ export interface SigilDeps {
   readonly issuer: string;
   /** The longest life of a Sigil, in days. */
   readonly maxDays: number;
+  /** Age at which the signing key is replaced, in days. */
+  readonly rotateDays: number;
   /** How long after its expiry a subscription keeps its peers, in ms: a renewal may be a little late. */
   readonly lapseGraceMs: number;
   /** Removes what a subscription holds, in the transaction that ends it. */
@@ -54,6 +56,7 @@ export interface Minted {
 /** Tokens whose signature was checked lately: enough for the hot ones, about 5 MB. */
 const REMEMBERED = 10_000;
 const LONGEST_TOKEN = 2048;
+const DAY_MS = 86_400_000;
 
 const conflict = (code: string, message: string) => new KatafractError(code, message, { status: 409 });
 const unknown = (code: string, message: string) => new KatafractError(code, message, { status: 404 });
@@ -70,10 +73,12 @@ export class Sigils {
   }
 
   /**
-   * Who a token speaks for.
-   * @throws KatafractError `sigil_invalid`, `sigil_expired`, `sigil_revoked` (401)
+   * Whom a request acts for, by its Authorization header.
+   * @throws KatafractError `unauthorized`, `sigil_invalid`, `sigil_expired`, `sigil_revoked` (401)
    */
-  async authenticate(token: string): Promise<SigilIdentity> {
+  async authenticate(authorization: string | undefined): Promise<SigilIdentity> {
+    const token = bearerToken(authorization);
+    if (token === null) throw new KatafractError('unauthorized', 'a Sigil is required', { status: 401 });
     if (token.length > LONGEST_TOKEN) return admit(null, 0);
     const hash = sha256(token).toString('hex');
     await this.#verify(token, hash);
@@ -257,6 +262,18 @@ export class Sigils {
       });
     }
     return due.length;
+  }
+
+  /** Replaces the signing key once it is old enough. The old one verifies as long as a Sigil signed by it may live. */
+  rotateKey(): Promise<boolean> {
+    const { clock, keyring, audit, maxDays, rotateDays } = this.#deps;
+    return keyring.rotateSigil(clock.now(), maxDays * DAY_MS, {
+      minAgeMs: rotateDays * DAY_MS,
+      record: (tx, { from, to }) =>
+        audit.record(tx, [
+          { actor: 'system', action: 'signing_key.rotated', subject: `signing_key:${to}`, detail: { from } },
+        ]),
+    });
   }
 
   /** Runs a transaction that may end a subscription, and tells the exits once that is committed. */

@@ -1,0 +1,199 @@
+/**
+ * Builds every domain from the configuration and takes them down again in reverse order. The only place that knows
+ * who depends on whom; tests pass their own clock, log or database.
+ */
+import { mkdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type Clock, systemClock } from '@katafract/shared/clock';
+import { type Audit, createAudit } from './audit/audit.ts';
+import type { Config } from './config.ts';
+import type { Bus } from './fleet/bus.ts';
+import { EmbeddedBroker } from './fleet/embedded-broker.ts';
+import type { EnrollmentDeps } from './fleet/enrollment.ts';
+import { ExternalBroker } from './fleet/external-broker.ts';
+import { Fleet, identityOf } from './fleet/fleet.ts';
+import { createJobs, JOBS_LEASE, type Jobs, jobTable } from './jobs.ts';
+import { createOperators, type Operators, readOperatorToken } from './operators/operators.ts';
+import { Peers } from './peers/peers.ts';
+import { type Database, openDatabase } from './platform/db.ts';
+import { startEmbeddedPostgres } from './platform/embedded-postgres.ts';
+import { type Keyring, openKeyring, readMasterKey } from './platform/keyring.ts';
+import { createLease } from './platform/lease.ts';
+import { createLogger, type Logger } from './platform/log.ts';
+import { createMetrics, type Metrics } from './platform/metrics.ts';
+import { migrate } from './platform/migrate.ts';
+import { readSecretFile } from './platform/secrets.ts';
+import { openStore, type Store } from './platform/store.ts';
+import { Sigils } from './sigil/sigil.ts';
+
+export interface Overrides {
+  readonly clock?: Clock;
+  readonly log?: Logger;
+}
+
+export interface Context {
+  readonly config: Config;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly metrics: Metrics;
+  readonly db: Database;
+  readonly keyring: Keyring;
+  readonly store: Store;
+  readonly audit: Audit;
+  readonly operators: Operators;
+  readonly bus: Bus;
+  readonly fleet: Fleet;
+  readonly enrollment: EnrollmentDeps;
+  readonly peers: Peers;
+  readonly sigils: Sigils;
+  readonly jobs: Jobs;
+  /** Keys the hashes of client addresses in the store. */
+  readonly limitSecret: Uint8Array;
+  readonly state: { draining: boolean };
+  /** What must be true to serve; each by name. */
+  readiness(): Promise<Record<string, boolean>>;
+  /** Finishes what was begun, then takes everything down in reverse order. Never rejects: failures are logged. */
+  close(): Promise<void>;
+}
+
+type Dispose = () => Promise<unknown> | unknown;
+
+/** @throws KatafractError of whatever cannot start; what had started by then is taken down again */
+export async function createContext(config: Config, overrides: Overrides = {}): Promise<Context> {
+  const log = overrides.log ?? createLogger(config.logLevel);
+  const disposers: { name: string; dispose: Dispose }[] = [];
+  const close = async () => {
+    for (const { name, dispose } of disposers.splice(0).reverse()) {
+      try {
+        await dispose();
+      } catch (err) {
+        log.error({ err, reason: name }, 'could not be closed');
+      }
+    }
+  };
+  try {
+    return await build(config, overrides.clock ?? systemClock, log, close, (name, dispose) =>
+      disposers.push({ name, dispose }),
+    );
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+async function build(
+  config: Config,
+  clock: Clock,
+  log: Logger,
+  close: () => Promise<void>,
+  onClose: (name: string, dispose: Dispose) => void,
+): Promise<Context> {
+  const metrics = createMetrics();
+  const now = () => clock.now();
+  const state = { draining: false };
+  // searchable for the database's user; each secret in it has its own mode
+  await mkdir(config.dataDir, { recursive: true, mode: 0o711 });
+  const masterKey = await readMasterKey(config.masterKey.path, config.masterKey.create);
+  const token = await readOperatorToken(config.operatorToken.path, config.operatorToken.create);
+
+  const url = await databaseUrl(config, log, onClose);
+  await migrate(url, log);
+  const db = await openDatabase(url, log, { max: config.databasePool });
+  onClose('database', () => db.close());
+  const survive = (where: string) => (err: unknown) => {
+    metrics.survived.inc({ where });
+    log.error({ err, reason: where }, 'survived a failure');
+  };
+  const keyring = await openKeyring({ db, masterKey, now, onError: survive('keyring') });
+  onClose('keyring', () => keyring.close());
+  const store = openStore(config.redisUrl, { now, log, survived: metrics.survived });
+  onClose('store', () => store.close());
+  const audit = createAudit(db);
+  const operators = createOperators(token);
+
+  const bus = await createBus(config, db, clock);
+  const { plan } = config;
+  const fleet = new Fleet({ db, clock, log, metrics, keyring, bus, plan });
+  const broker = await brokerForNodes(config);
+  const enrollment = { db, keyring, audit, fleet, broker, now };
+  const { addressRestMs: restMs, ackMs, moveGraceMs } = config;
+  const peers = new Peers({ db, clock, fleet, audit, plan, restMs, ackMs, moveGraceMs });
+  const sigils = new Sigils({
+    db,
+    clock,
+    keyring,
+    audit,
+    issuer: config.publicUrl,
+    maxDays: config.sigilMaxDays,
+    rotateDays: config.sigilRotateDays,
+    lapseGraceMs: config.lapseGraceMs,
+    onEnded: (tx, subscriptionId) => peers.removeOfSubscription(tx, subscriptionId),
+  });
+  await peers.start();
+  onClose('fleet', () => fleet.stop());
+  await fleet.start();
+  onClose('peers', () => peers.drain());
+  const lease = createLease(db, JOBS_LEASE);
+  const jobs = createJobs(jobTable({ db, sigils, peers, fleet }), { clock, lease, log, metrics });
+  onClose('jobs', () => jobs.stop());
+  jobs.start();
+
+  const readiness = async () => ({
+    accepting: !state.draining,
+    database: await db.ping().then(
+      () => true,
+      (err) => {
+        log.warn({ err }, 'the database does not answer');
+        return false;
+      },
+    ),
+    broker: bus.ready(),
+  });
+  const domains = { db, keyring, store, audit, operators, bus, fleet, enrollment, peers, sigils, jobs };
+  return { config, clock, log, metrics, ...domains, limitSecret: masterKey, state, readiness, close };
+}
+
+/** The configured database, or our own. */
+async function databaseUrl(
+  config: Config,
+  log: Logger,
+  onClose: (name: string, dispose: Dispose) => void,
+): Promise<string> {
+  if (config.databaseUrl !== null) return config.databaseUrl;
+  const embedded = await startEmbeddedPostgres({ dataDir: join(config.dataDir, 'postgres'), log });
+  onClose('embedded postgres', () => embedded.stop());
+  return embedded.url;
+}
+
+async function createBus({ mqtt }: Config, db: Database, clock: Clock): Promise<Bus> {
+  const { external, tls, listen, caFile } = mqtt;
+  if (external) {
+    const { url, username, passwordFile, admission } = external;
+    return new ExternalBroker({
+      url,
+      admission,
+      clock,
+      ...(username === null ? {} : { username }),
+      ...(passwordFile === null ? {} : { password: await readSecretFile(passwordFile) }),
+      ...(caFile === null ? {} : { ca: await readSecretFile(caFile) }),
+    });
+  }
+  return new EmbeddedBroker({
+    ...listen,
+    clock,
+    identityOf: (node) => identityOf(db, node),
+    ...(tls
+      ? { tls: { cert: await readFile(tls.certFile, 'utf8'), key: await readSecretFile(tls.keyFile) } }
+      : {}),
+  });
+}
+
+/** What a node that enrolls is told of the broker. */
+async function brokerForNodes({ mqtt, meshUrl }: Config): Promise<EnrollmentDeps['broker']> {
+  const shown = mqtt.external?.admission === 'dynsec';
+  return {
+    url: mqtt.publicUrl,
+    ...(mqtt.caFile === null ? {} : { ca: await readSecretFile(mqtt.caFile) }),
+    ...(shown ? { sessionUrl: `${meshUrl}/v1/nodes/session` } : {}),
+  };
+}

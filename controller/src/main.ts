@@ -1,0 +1,85 @@
+/**
+ * The controller's process: reads the configuration, wires, serves, and on SIGTERM or SIGINT lets go in an order that
+ * loses nothing acknowledged: first no new requests, then those under way, then the domains, the broker, the database.
+ */
+import { KatafractError } from '@katafract/shared/errors';
+import { type Config, configTable, loadConfig } from './config.ts';
+import { type Context, createContext } from './context.ts';
+import { createHttp } from './http.ts';
+import { type HttpListener, listenHttp } from './platform/server.ts';
+
+/** sysexits.h */
+const EX_CONFIG = 78;
+
+function help(): string {
+  const rows = configTable();
+  const line = (cells: string[]) => `| ${cells.join(' | ')} |`;
+  return [
+    'The Katafract controller. It is configured by its environment:',
+    '',
+    line(['variable', 'default', 'meaning']),
+    line(['---', '---', '---']),
+    ...rows.map(({ name, fallback, meaning }) => line([name, fallback, meaning])),
+    '',
+  ].join('\n');
+}
+
+function readConfig(): Config | null {
+  try {
+    return loadConfig(process.env);
+  } catch (error) {
+    if (!(error instanceof KatafractError)) throw error;
+    const errors = (error.detail?.errors as string[] | undefined) ?? [error.message];
+    process.stderr.write(`The configuration is not valid:\n${errors.map((text) => `  ${text}\n`).join('')}`);
+    return null;
+  }
+}
+
+function signalled(): Promise<NodeJS.Signals> {
+  return new Promise((resolve) => {
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => resolve(signal));
+  });
+}
+
+async function listen(ctx: Context): Promise<HttpListener[]> {
+  const { config, log } = ctx;
+  const api = createHttp(ctx);
+  const open = [await listenHttp(api, config.apiListen, config.meshListen === null)];
+  if (config.meshListen) open.push(await listenHttp(api, config.meshListen, true));
+  for (const listener of open) log.info({ listen: listener.url }, 'listening');
+  return open;
+}
+
+async function serve(config: Config): Promise<void> {
+  const ctx = await createContext(config);
+  const { log } = ctx;
+  try {
+    const listeners = await listen(ctx);
+    const [api] = listeners;
+    process.stdout.write(`Katafract controller: ${api?.url}, reference at ${api?.url}/docs\n`);
+    process.stdout.write(`Operator token: ${config.operatorToken.path}\n`);
+    const signal = await signalled();
+    log.info({ signal }, 'shutting down');
+    ctx.state.draining = true;
+    await Promise.all(listeners.map((listener) => listener.drain(config.shutdownMs)));
+  } finally {
+    await ctx.close();
+  }
+  log.info({}, 'stopped');
+}
+
+if (process.argv.includes('--help')) {
+  process.stdout.write(help());
+} else {
+  const config = readConfig();
+  if (config === null) process.exitCode = EX_CONFIG;
+  else {
+    try {
+      await serve(config);
+    } catch (error) {
+      const { code = 'internal', message } = error as { code?: string; message: string };
+      process.stderr.write(`The controller cannot run: ${message} (${code})\n`);
+      process.exitCode = 1;
+    }
+  }
+}
