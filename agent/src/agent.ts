@@ -214,8 +214,7 @@ class LoopAgent implements Agent {
       return;
     }
     this.#lastPass = pass;
-    this.#counts.repairs += pass.repairs;
-    this.#counts.failures += pass.failures;
+    this.#counts.add(pass);
     this.#speak();
     if (this.#heartbeatDue) await this.#sendHeartbeat(pass);
   }
@@ -279,8 +278,9 @@ class LoopAgent implements Agent {
     else this.#reconciler.touch(outcome(change).keys());
   }
 
+  /** A node that cannot write down what it holds says nothing: every word of it counts as a promise. */
   #speak(): void {
-    this.#announcer.speak(this.#held(), this.#applied());
+    if (this.#ledger?.durable) this.#announcer.speak(this.#held(), this.#applied());
   }
 
   #armTimer(): void {
@@ -312,9 +312,9 @@ class LoopAgent implements Agent {
       const telemetry = await this.#ports.telemetry.read();
       const now = this.#ports.clock.now();
       const body = heartbeat(this.#settings, this.#held(), pass, telemetry, this.#counts, now);
+      this.#counts.rules = pass.rules === 'failed' ? 'failed' : 'ok';
       this.#lastHeartbeat = body ?? this.#lastHeartbeat;
-      if (body && this.#announcer.connected && !this.#stopped)
-        this.#ports.uplink.send({ leaf: 'heartbeat', body });
+      if (body && this.#ledger?.durable) this.#announcer.beat(body);
     } catch (error) {
       this.#ports.log.error({ err: error }, 'no heartbeat: the machine could not be read');
     }

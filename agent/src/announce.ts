@@ -3,6 +3,7 @@
  * repeated ever more slowly, so that two histories which cannot be joined do not keep the broker busy.
  */
 import { PROTOCOL } from '@katafract/shared/topics';
+import type { Heartbeat } from '@katafract/shared/uplink';
 import type { Held } from './desired/table.ts';
 import type { Clock, Uplink } from './ports.ts';
 import { hello, type Position, position, type Speaker } from './report.ts';
@@ -108,6 +109,10 @@ export class Announcer {
     this.#acknowledgeDue = false;
     this.#acknowledged = now;
     this.#uplink.send({ leaf: 'applied', body: { v: PROTOCOL, ...now } });
+  }
+
+  beat(body: Heartbeat): void {
+    if (this.#connected && !this.#stopped) this.#uplink.send({ leaf: 'heartbeat', body });
   }
 
   #sayHello(held: Held | null): void {

@@ -3,7 +3,7 @@
 import { EMPTY_DIGEST } from '@katafract/shared/digest';
 import { PROTOCOL } from '@katafract/shared/topics';
 import type { Digest, Generation, Lineage } from '@katafract/shared/units';
-import type { Heartbeat, Hello } from '@katafract/shared/uplink';
+import type { Heartbeat, Hello, PartState } from '@katafract/shared/uplink';
 import type { Held } from './desired/table.ts';
 import type { Telemetry } from './ports.ts';
 import type { Pass } from './reconcile.ts';
@@ -44,7 +44,15 @@ export function hello(speaker: Speaker, held: Held | null, wantSnapshot: boolean
 export class Counts {
   repairs = 0;
   failures = 0;
+  /** Worst state of the rules since the last heartbeat: a repair in between must show. */
+  rules: PartState = 'ok';
   readonly refused: Record<string, number> = {};
+
+  add(pass: Pass): void {
+    this.repairs += pass.repairs;
+    this.failures += pass.failures;
+    if (pass.rules !== 'ok') this.rules = pass.rules;
+  }
 
   /** @returns whether this is the first refusal of its kind since `forget` */
   refuse(reason: string): boolean {
@@ -84,7 +92,7 @@ export function heartbeat(
     peers: pass.kernel.peers,
     peersRecent: pass.recent,
     ...telemetry,
-    rules: pass.rules,
+    rules: counts.rules,
     dns: 'off',
     repairs: counts.repairs,
     refused: { ...counts.refused },

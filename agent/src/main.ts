@@ -1,0 +1,212 @@
+#!/usr/bin/env node
+/** The agent's commands. Wires the real ports to the core, waits, and lets go; it decides nothing. */
+import { randomBytes } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { systemClock } from '@katafract/shared/clock';
+import { JoinToken } from '@katafract/shared/enroll';
+import { KatafractError } from '@katafract/shared/errors';
+import { redactText } from '@katafract/shared/redact';
+import { Endpoint } from '@katafract/shared/units';
+import { Command } from 'commander';
+import { type Agent, createAgent } from './agent.ts';
+import { hostPort } from './apply/host.ts';
+import { readHeld } from './desired/ledger.ts';
+import { systemExec } from './host/exec.ts';
+import { ledgerFiles } from './host/files.ts';
+import { firewall } from './host/firewall.ts';
+import { lockTunnel } from './host/lock.ts';
+import { logger } from './host/log.ts';
+import { serveMetrics } from './host/metrics-server.ts';
+import { brokerLink } from './host/mqtt.ts';
+import { network } from './host/network.ts';
+import { telemetry } from './host/telemetry.ts';
+import { wireguard } from './host/wireguard.ts';
+import { enroll, type Identity, loadIdentity, stateFiles } from './identity.ts';
+import { inOrder, inspect, planText, statusText } from './inspect.ts';
+import { observeHost } from './observe/host.ts';
+import type { Log, Uplink } from './ports.ts';
+import { VERSION } from './version.ts';
+
+interface HostOptions {
+  stateDir: string;
+  interface: string;
+  uplink?: string;
+}
+
+interface RunOptions extends HostOptions {
+  once?: boolean;
+  metricsListen?: string;
+  logLevel: string;
+}
+
+/** The rules speak of `wg+`: a tunnel of another name would stand outside of them. */
+const INTERFACE = /^wg[0-9a-z_-]{0,13}$/;
+
+function parts(options: HostOptions, identity: Identity, log: Log) {
+  if (!INTERFACE.test(options.interface)) {
+    throw new KatafractError(
+      'interface_invalid',
+      'the tunnel interface must be named wg…, at most 15 characters',
+    );
+  }
+  const tunnel = wireguard(systemExec, options.interface, stateFiles(options.stateDir).wireguard);
+  const net = network(systemExec);
+  const rules = firewall(systemExec);
+  const own = { interfaceName: options.interface, publicKey: identity.node.publicKey };
+  const uplink = options.uplink ?? null;
+  return {
+    tunnel,
+    own,
+    lookAtHost: () => observeHost(net, rules, options.interface, uplink),
+    host: hostPort({ tunnel, network: net, firewall: rules, log }, { ...own, uplink }),
+    disk: ledgerFiles(options.stateDir),
+  };
+}
+
+function makeAgent(options: RunOptions, identity: Identity, log: Log, uplink: Uplink): Agent {
+  const { tunnel, host, disk } = parts(options, identity, log);
+  const { node, stateKey } = identity;
+  return createAgent(
+    {
+      clock: systemClock,
+      random: Math.random,
+      log,
+      peers: tunnel,
+      host,
+      disk,
+      uplink,
+      telemetry: telemetry(options.interface),
+    },
+    {
+      node: node.node,
+      stateKey,
+      boot: randomBytes(9).toString('base64url'),
+      version: VERSION,
+      enrolledLineage: node.lineage,
+      enrolledConfig: node.config,
+    },
+  );
+}
+
+async function run(options: RunOptions): Promise<void> {
+  const log = logger((line) => process.stdout.write(line), options.logLevel);
+  const identity = await loadIdentity(options.stateDir);
+  const unlock = await lockTunnel(options.interface);
+  const { node, key } = identity;
+  const link = brokerLink(
+    { clock: systemClock, random: Math.random, log, fetch },
+    { node: node.node, broker: node.broker, key },
+  );
+  const agent = makeAgent(options, identity, log, link);
+  await agent.start();
+  const { applied, position, lastPass } = agent.status();
+  log.info({ version: VERSION, ...position, applied }, 'the host is as it was held');
+  if (options.once) {
+    await agent.stop();
+    await unlock();
+    process.exitCode = lastPass && lastPass.failures === 0 ? 0 : 1;
+    return;
+  }
+  const metrics = options.metricsListen
+    ? await serveMetrics(options.metricsListen, () => agent.status())
+    : null;
+  link.start(agent);
+  await signalled();
+  log.info({}, 'stopping; tunnels and rules stay');
+  await agent.stop();
+  await Promise.all([link.stop(), metrics?.close()]);
+  await unlock();
+}
+
+/** Resolves at SIGTERM or SIGINT, and keeps the process alive until then. */
+function signalled(): Promise<void> {
+  return new Promise((resolve) => {
+    const alive = setInterval(() => undefined, 2 ** 30);
+    const done = () => {
+      clearInterval(alive);
+      resolve();
+    };
+    process.once('SIGTERM', done);
+    process.once('SIGINT', done);
+  });
+}
+
+async function look(options: HostOptions) {
+  const identity = await loadIdentity(options.stateDir);
+  const quiet: Log = { info: () => undefined, warn: () => undefined, error: () => undefined };
+  const { tunnel, own, lookAtHost, disk } = parts(options, identity, quiet);
+  const held = await readHeld(disk, identity.node.node);
+  const config = held?.config ?? identity.node.config;
+  const seen = await inspect({ peers: tunnel, lookAtHost, now: Date.now }, own, held, config);
+  return { node: identity.node.node, seen };
+}
+
+async function joinToken(file: string | undefined): Promise<JoinToken> {
+  const text = file === undefined ? process.env.KATAFRACT_JOIN_TOKEN : await readFile(file, 'utf8');
+  const token = JoinToken.safeParse(text?.trim());
+  if (token.success) return token.data;
+  throw new KatafractError(
+    'join_token_missing',
+    'give the join token (kfj1_…) by --token-file or in KATAFRACT_JOIN_TOKEN',
+  );
+}
+
+function program(): Command {
+  const cli = new Command('katafract-agent')
+    .description('Keeps a VPN exit node in line with the state its controller wants')
+    .version(VERSION);
+  const stateDir = process.env.KATAFRACT_STATE_DIR ?? '/var/lib/katafract-agent';
+  const command = (name: string, text: string) =>
+    cli
+      .command(name)
+      .description(text)
+      .option('--state-dir <path>', 'where the node keeps its state', stateDir);
+  const onHost = (name: string, text: string) =>
+    command(name, text)
+      .option('--interface <name>', 'tunnel interface', process.env.KATAFRACT_INTERFACE ?? 'wg0')
+      .option('--uplink <name>', 'interface to the internet (default: that of the default route)');
+
+  command('enroll', 'make this machine a node')
+    .requiredOption('--controller <url>', 'base URL of the controller')
+    .option('--token-file <path>', 'file with the join token (else KATAFRACT_JOIN_TOKEN)')
+    .option('--endpoint <host:port>', 'public WireGuard endpoint, where the join token names none')
+    .action(
+      async (options: { stateDir: string; controller: string; tokenFile?: string; endpoint?: string }) => {
+        const token = await joinToken(options.tokenFile);
+        const controller = new URL(options.controller);
+        const endpoint = options.endpoint === undefined ? {} : { endpoint: Endpoint.parse(options.endpoint) };
+        const ports = { exec: systemExec, fetch, now: Date.now };
+        const node = await enroll(ports, { controller, token, directory: options.stateDir, ...endpoint });
+        console.log(`enrolled as ${node.node} in region ${node.region}`);
+      },
+    );
+  onHost('run', 'keep the host in line until told to stop; tunnels and rules stay up after it')
+    .option('--once', 'one full pass from what is held, then exit (1 where a step failed)')
+    .option(
+      '--metrics-listen <host:port>',
+      'serve Prometheus metrics, on a mesh address',
+      process.env.KATAFRACT_METRICS_LISTEN,
+    )
+    .option('--log-level <level>', 'debug, info, warn or error', process.env.KATAFRACT_LOG_LEVEL ?? 'info')
+    .action(run);
+  onHost('status', 'what is held, what is observed and what differs; exit status 3 where they differ')
+    .option('--json', 'as JSON')
+    .action(async (options: HostOptions & { json?: boolean }) => {
+      const { node, seen } = await look(options);
+      console.log(options.json ? JSON.stringify({ node, ...seen }, null, 2) : statusText(node, seen));
+      process.exitCode = inOrder(seen) ? 0 : 3;
+    });
+  onHost('plan', 'what one full pass would do; changes nothing').action(async (options: HostOptions) => {
+    console.log(planText((await look(options)).seen));
+  });
+  return cli;
+}
+
+try {
+  await program().parseAsync();
+} catch (error) {
+  const code = error instanceof KatafractError ? error.code : 'failed';
+  const cause = error instanceof Error && error.cause instanceof Error ? ` (${error.cause.message})` : '';
+  console.error(redactText(`${code}: ${error instanceof Error ? error.message : String(error)}${cause}`));
+  process.exitCode = 1;
+}
