@@ -10,6 +10,9 @@ import type { Exec } from './exec.ts';
  */
 const PEERS_PER_COMMAND = 4000;
 
+/** There is no such interface; the second is how a kernel without WireGuard says so. */
+const NO_TUNNEL = /No such device|Protocol not supported/;
+
 /** @param privateKeyFile readable by its owner only; `wg` reads the key from it, so that it is never an argument */
 export function wireguard(exec: Exec, name: string, privateKeyFile: string): PeerTablePort & TunnelPort {
   return {
@@ -50,7 +53,7 @@ async function modify(exec: Exec, args: string[]): Promise<void> {
   try {
     await exec.run('wg', args);
   } catch (cause) {
-    if (!stderrOf(cause).includes('No such device')) throw cause;
+    if (!NO_TUNNEL.test(stderrOf(cause))) throw cause;
     throw new KatafractError('tunnel_missing', 'the tunnel interface is gone', { cause });
   }
 }
@@ -72,7 +75,7 @@ async function dump(exec: Exec, name: string, visit: PeerVisitor): Promise<Tunne
   try {
     await exec.run('wg', ['show', name, 'dump'], { onOutput });
   } catch (error) {
-    if (stderrOf(error).includes('No such device')) return null;
+    if (NO_TUNNEL.test(stderrOf(error))) return null;
     throw error;
   }
   return tunnel;
