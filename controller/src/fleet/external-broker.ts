@@ -12,7 +12,7 @@ import { Socket } from 'node:net';
 import { type Clock, sleep, systemClock } from '@katafract/shared/clock';
 import { KatafractError } from '@katafract/shared/errors';
 import { NODE_TOKEN_SECONDS } from '@katafract/shared/node-token';
-import { clientId, parseUpTopic, topic, UP_LEAVES, upFilter } from '@katafract/shared/topics';
+import { clientId, PROTOCOL, parseUpTopic, topic, UP_LEAVES, upFilter } from '@katafract/shared/topics';
 import { NodeId } from '@katafract/shared/units';
 import { connect, type MqttClient } from 'mqtt';
 import { z } from 'zod';
@@ -31,6 +31,9 @@ export interface ExternalBrokerOptions {
 
 const CONTROL = '$CONTROL/dynamic-security/v1';
 const ANSWER_MS = 5000;
+const EXISTS = /already exists/i;
+const CONTROLLER_ROLE = 'kf-controller';
+const everyDesired = `kf/${PROTOCOL}/+/desired`;
 
 type Command = { command: string } & Record<string, unknown>;
 const Answer = z.object({
@@ -94,6 +97,7 @@ export class ExternalBroker implements Bus {
     await client.subscribeAsync([...control, ...UP_LEAVES.map(upFilter)], { qos: 1 });
     if (control.length === 0) return;
     await this.#denyByDefault();
+    await this.#allowMyself();
     await this.#adopt();
   }
 
@@ -138,6 +142,16 @@ export class ExternalBroker implements Bus {
     });
   }
 
+  /** The plugin's own administrator may control it and hear everything, but say nothing. */
+  async #allowMyself(): Promise<void> {
+    const { username } = this.#options;
+    if (username === undefined) return;
+    const acls = [{ acltype: 'publishClientSend', topic: everyDesired, allow: true }];
+    await this.#command({ command: 'createRole', rolename: CONTROLLER_ROLE, acls }, EXISTS);
+    const grant = { command: 'addClientRole', username, rolename: CONTROLLER_ROLE };
+    await this.#command(grant, /already in|already exists|internal error/i);
+  }
+
   async admit(node: NodeId, token: string, expiresAt: number): Promise<void> {
     if (this.#options.admission === 'none') return;
     const role = clientId(node);
@@ -149,7 +163,7 @@ export class ExternalBroker implements Bus {
         allow: true,
       })),
     ];
-    await this.#command({ command: 'createRole', rolename: role, acls }, /already exists/i);
+    await this.#command({ command: 'createRole', rolename: role, acls }, EXISTS);
     await this.#command(
       {
         command: 'createClient',
@@ -158,7 +172,7 @@ export class ExternalBroker implements Bus {
         password: throwaway(),
         roles: [{ rolename: role }],
       },
-      /already exists/i,
+      EXISTS,
     );
     await this.#command({ command: 'setClientPassword', username: node, password: token });
     await this.#command({ command: 'enableClient', username: node });

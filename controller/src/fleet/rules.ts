@@ -109,7 +109,10 @@ export function carryOn(held: Held, head: Head): CarryOn {
   if (held.generation > head.generation) return { do: 'raise', above: held.lineage };
   if (held.generation === head.generation) {
     if (held.digest !== head.digest) return { do: 'raise', above: held.lineage };
-    return { do: 'nothing' };
+    if (held.want === 'delta') return { do: 'nothing' };
+    // Before anything was received it holds what generation 0 is by its numbers, but not by its own knowledge. Later
+    // on only a node whose content differs (in its config, which the digest leaves out) asks for what it holds.
+    return held.generation === 0 ? { do: 'snapshot' } : { do: 'raise', above: held.lineage };
   }
   if (held.want === 'snapshot' || held.generation < head.swept) return { do: 'snapshot' };
   return { do: 'delta', from: held.generation };
