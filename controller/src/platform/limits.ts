@@ -3,7 +3,7 @@
  * used for nothing else: it reaches the store only as a keyed hash that changes every day, and it is never logged.
  */
 import { createHmac, hkdfSync } from 'node:crypto';
-import { BlockList, isIPv6 } from 'node:net';
+import { BlockList, isIP, isIPv6 } from 'node:net';
 import { KatafractError } from '@katafract/shared/errors';
 import type { ApiContext } from './api.ts';
 import type { Metrics } from './metrics.ts';
@@ -64,7 +64,7 @@ export function addressGroup(address: string): string {
 export function clientAddress(peer: string, forwarded: string | undefined, trusted: BlockList): string {
   if (!isListed(trusted, peer)) return peer;
   const hops = (forwarded ?? '').split(',').map((hop) => hop.trim());
-  return hops.reverse().find((hop) => hop !== '' && !isListed(trusted, hop)) ?? peer;
+  return hops.reverse().find((hop) => isIP(hop) !== 0 && !isListed(trusted, hop)) ?? peer;
 }
 
 export function createLimits(deps: LimitDeps): Limits {

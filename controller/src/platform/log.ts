@@ -69,7 +69,13 @@ function plainError(error: unknown, depth = 0): unknown {
 
 /** @param destination where lines go; standard output when absent */
 export function createLogger(level: LogLevel, destination?: DestinationStream): Logger {
-  const options = { level, base: null, timestamp: pino.stdTimeFunctions.isoTime };
+  const options = {
+    level,
+    base: null,
+    timestamp: pino.stdTimeFunctions.isoTime,
+    // errors are plain data already; pino's own serializer would fold their causes away
+    serializers: { err: (error: unknown) => error },
+  };
   const sink = destination === undefined ? pino(options) : pino(options, destination);
   return logger(sink, {});
 }

