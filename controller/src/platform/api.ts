@@ -107,6 +107,7 @@ const REASONS: Readonly<Record<number, string>> = {
   409: 'In conflict with the present state',
   410: 'Gone',
   413: 'Too large',
+  415: 'Not JSON',
   422: 'Understood, but not possible',
   429: 'Too many requests; see Retry-After',
   500: 'A fault of ours',
@@ -120,7 +121,10 @@ interface ProblemResponse {
 
 /** The problem documents that a route may answer with. 429, 500 and 503 may come from any route and are added. */
 export function problems<S extends number>(...statuses: S[]): Record<S | 429 | 500 | 503, ProblemResponse> {
-  const entries = [...statuses, 429, 500, 503].map((status) => [
+  const all: number[] = [...statuses, 429, 500, 503];
+  // whatever reads a body may also find that it is of another type
+  if (all.includes(413)) all.push(415);
+  const entries = all.map((status) => [
     status,
     { description: REASONS[status] ?? 'Failed', content: { [PROBLEM_TYPE]: { schema: Problem } } },
   ]);

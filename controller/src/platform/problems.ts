@@ -26,7 +26,12 @@ const TITLES: Readonly<Record<number, string>> = {
   503: 'Service unavailable',
 };
 
-const EXCEPTION_CODES: Readonly<Record<number, string>> = { 400: 'bad_json', 413: 'body_too_large' };
+/** What Hono and its validator throw by themselves. */
+const EXCEPTIONS: Readonly<Record<number, [string, string]>> = {
+  400: ['bad_json', 'the body is not valid JSON'],
+  413: ['body_too_large', 'the body is too large'],
+  415: ['unsupported_media_type', 'the body must be application/json'],
+};
 
 /** Any failure as the error that the caller may see. Whatever is not of a known kind becomes `internal`, unexplained. */
 export function publicError(error: unknown): KatafractError {
@@ -34,8 +39,7 @@ export function publicError(error: unknown): KatafractError {
   const database = databaseError(error);
   if (database) return database;
   if (error instanceof HTTPException && error.status < 500) {
-    const code = EXCEPTION_CODES[error.status] ?? 'bad_request';
-    const message = code === 'bad_json' ? 'the body is not valid JSON' : 'the request was refused';
+    const [code, message] = EXCEPTIONS[error.status] ?? ['bad_request', 'the request was refused'];
     return new KatafractError(code, message, { status: error.status, cause: error });
   }
   return new KatafractError('internal', 'something went wrong here; the request id finds it in our log', {
