@@ -18,6 +18,7 @@ import type { Clock } from '@katafract/shared/clock';
 import type { Generation, Lineage, NodeId } from '@katafract/shared/units';
 import type { Applied, Heartbeat, Hello } from '@katafract/shared/uplink';
 import { type Advance, coalesce, toMessages, type Update } from './changes.ts';
+import { History } from './history.ts';
 import { carryOn, type Head, type Held } from './rules.ts';
 
 /** The log as the database has it. Each call is one consistent read. */
@@ -64,10 +65,17 @@ interface Position {
   readonly generation: Generation;
 }
 
+const NOWHERE: Position = { lineage: 0 as Lineage, generation: 0 as Generation };
+
 export class NodePublisher {
   readonly node: NodeId;
   readonly #ports: PublisherPorts;
+  /** The newest state this process has heard of. */
   #head: Head;
+  /** Of the head's lineage. */
+  readonly #history = new History();
+  /** The database may have lost what this process knows it had (`lost`: it has); only asking it can tell. */
+  #doubt: 'none' | 'possible' | 'lost' = 'none';
   /** What it said it holds; null while the node is away. */
   #held: Held | null = null;
   /** What its kernel is known to have; kept while it is away. */
@@ -89,7 +97,9 @@ export class NodePublisher {
   constructor(node: NodeId, start: { head: Head; acked: Position }, ports: PublisherPorts) {
     this.node = node;
     this.#head = start.head;
-    this.#acked = start.acked;
+    this.#history.learn(start.head.generation, start.head.digest);
+    // A report of what this database has lost says nothing about what it has.
+    this.#acked = position(start.acked, start.head) > 0 ? NOWHERE : start.acked;
     this.#ports = ports;
   }
 
@@ -107,12 +117,13 @@ export class NodePublisher {
 
   /** Whether the node's kernel is known to have `generation` of the present lineage. */
   holds(generation: Generation): boolean {
-    return this.#acked.lineage === this.#head.lineage && this.#acked.generation >= generation;
+    const { lineage } = this.#head;
+    return this.#acked.lineage === lineage && this.#reached({ lineage, generation });
   }
 
   /** Resolves true once the kernel has `target`, false after `ms`. Never rejects. */
   waitFor(target: Position, ms: number): Promise<boolean> {
-    if (reaches(this.#acked, target)) return Promise.resolve(true);
+    if (this.#reached(target)) return Promise.resolve(true);
     return new Promise((resolve) => {
       const waiter: Waiter = {
         ...target,
@@ -134,17 +145,18 @@ export class NodePublisher {
     this.pump();
   }
 
-  /** The node's row changed in another way, or in another process. */
+  /** The node's row as the database has it: it changed in another way or in another process, or was read anew. */
   wake(head: Head): void {
+    // It may have been read before what this process has heard of since, or that is lost.
+    if (position(head, this.#head) < 0 && this.#doubt === 'none') this.#doubt = 'possible';
     this.#see(head);
     this.pump();
   }
 
-  /** The node connected, or found a gap. */
+  /** The node connected, or found a gap. What it holds may not be in its kernel yet: it says `applied` when it is. */
   hello(hello: Hello): void {
     this.#held = { ...hello };
     this.#land();
-    this.#note(hello);
     this.pump();
   }
 
@@ -219,6 +231,7 @@ export class NodePublisher {
 
   async #next(): Promise<Update | null> {
     const { log } = this.#ports;
+    if (this.#doubt !== 'none') await this.#ask();
     if (!this.#held || this.#inFlight) return null;
     let step = carryOn(this.#held, this.#head);
     if (step.do === 'raise') {
@@ -229,8 +242,7 @@ export class NodePublisher {
       step = this.#held ? carryOn(this.#held, this.#head) : { do: 'nothing' };
     }
     if (step.do === 'raise') {
-      this.#see(await log.raiseLineage(this.node, step.above));
-      this.#ports.onEvent({ kind: 'lineage_raised', node: this.node, lineage: this.#head.lineage });
+      await this.#raise(step.above);
       step = { do: 'snapshot' };
     }
     if (step.do === 'nothing' && this.#drifted) step = { do: 'snapshot' };
@@ -240,6 +252,33 @@ export class NodePublisher {
       if (update) return update;
     }
     return this.#snapshot();
+  }
+
+  /** Asks the database whether it still has what this process heard of. If not, a new lineage begins. */
+  async #ask(): Promise<void> {
+    const { log } = this.#ports;
+    const known = this.#head;
+    const head = await log.head(this.node);
+    if (!head) return;
+    if (this.#doubt === 'lost' || position(head, known) < 0) {
+      this.#lose((waiter) => waiter.generation > head.generation);
+      await this.#raise(known.lineage);
+    }
+    this.#doubt = 'none';
+    this.#settle();
+  }
+
+  async #raise(above: Lineage): Promise<void> {
+    this.#see(await this.#ports.log.raiseLineage(this.node, above));
+    this.#land();
+    this.#ports.onEvent({ kind: 'lineage_raised', node: this.node, lineage: this.#head.lineage });
+  }
+
+  /** The database has lost transactions: nobody is told that they are in force, and no acknowledgement of them counts. */
+  #lose(isLost: (waiter: Waiter) => boolean): void {
+    this.#doubt = 'lost';
+    this.#acked = NOWHERE;
+    for (const waiter of [...this.#waiters]) if (isLost(waiter)) waiter.done(false);
   }
 
   /** A node that asks for its table over and over gets it ever more slowly, until it makes progress. */
@@ -298,16 +337,18 @@ export class NodePublisher {
 
   /** The head only ever rises. */
   #see(head: Head): void {
-    if (position(head, this.#head) <= 0) return;
-    if (head.lineage > this.#head.lineage) this.#forget();
-    this.#head = head;
+    if (head.lineage > this.#head.lineage) {
+      this.#forget();
+      this.#history.clear();
+    }
+    const known = head.lineage < this.#head.lineage || this.#history.learn(head.generation, head.digest);
+    if (!known) this.#lose((waiter) => waiter.generation >= head.generation);
+    if (position(head, this.#head) > 0) this.#head = head;
   }
 
   /** The node says it holds this: if it is ours, whoever waits for it may go on. */
   #note(at: Position & { digest: Head['digest'] }): void {
-    const head = this.#head;
-    if (at.lineage !== head.lineage || at.generation > head.generation) return;
-    if (at.generation === head.generation && at.digest !== head.digest) return;
+    if (at.lineage !== this.#head.lineage || !this.#history.has(at.generation, at.digest)) return;
     if (position(at, this.#acked) <= 0) return;
     this.#acked = { lineage: at.lineage, generation: at.generation };
     this.#forget(at.generation);
@@ -315,8 +356,12 @@ export class NodePublisher {
     this.#settle();
   }
 
+  #reached(target: Position): boolean {
+    return this.#doubt === 'none' && reaches(this.#acked, target);
+  }
+
   #settle(): void {
-    for (const waiter of [...this.#waiters]) if (reaches(this.#acked, waiter)) waiter.done(true);
+    for (const waiter of [...this.#waiters]) if (this.#reached(waiter)) waiter.done(true);
   }
 
   #land(): void {
@@ -343,7 +388,7 @@ function position(a: Position, b: Position): number {
   return a.lineage - b.lineage || a.generation - b.generation;
 }
 
-/** A change committed at `target` is in every later state, also in that of a later lineage read from the same rows. */
+/** A change committed at `target` is in every later state, also of a later lineage: what is lost is sorted out before. */
 function reaches(at: Position, target: Position): boolean {
   return at.lineage >= target.lineage && at.generation >= target.generation;
 }
