@@ -3,7 +3,7 @@
  * anywhere else, and the Content-Security-Policy says so to the browser.
  */
 import { readFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
+import { createRequire as requireFrom } from 'node:module';
 import { dirname, join } from 'node:path';
 import type { Api } from './api.ts';
 
@@ -54,7 +54,7 @@ export function mountDocs(api: Api): void {
       return c.body(body);
     });
   }
-  const folder = () => dirname(createRequire(import.meta.url).resolve('swagger-ui-dist/package.json'));
+  const folder = () => dirname(requireFrom(import.meta.url).resolve('swagger-ui-dist/package.json'));
   for (const [name, type] of Object.entries(ASSETS)) {
     api.get(`/docs/${name}`, async (c) => {
       c.header('Content-Type', type);

