@@ -1,18 +1,20 @@
 /**
- * Bundles the two programs. The agent becomes one file with everything inside, since a node should need nothing but
- * Node, and one file starts faster and takes less memory than a tree of modules. The controller's own packages are
- * bundled, its npm packages stay in node_modules (some bring binaries of their own).
+ * Bundles the three programs. Agent and wraith become one file each with everything inside, since a node or a device
+ * should need nothing but Node, and one file starts faster and takes less memory than a tree of modules. The
+ * controller's own packages are bundled, its npm packages stay in node_modules (some bring binaries of their own).
  */
-import { existsSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 
 const root = dirname(fileURLToPath(import.meta.url));
 
-// CommonJS packages inside an ES module still call require() for Node's own modules.
-const banner = {
-  js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);",
+/** CommonJS packages inside an ES module still call require() for Node's own modules. */
+const whole = {
+  minify: true,
+  banner: {
+    js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);",
+  },
 };
 
 const common = {
@@ -24,7 +26,6 @@ const common = {
   sourcemap: false,
   legalComments: 'none',
   logLevel: 'warning',
-  banner,
 };
 
 /** Everything that is not ours stays outside. */
@@ -38,15 +39,12 @@ const externalPackages = {
 };
 
 const programs = [
-  { entry: 'agent/src/main.ts', outfile: 'agent/dist/main.mjs', minify: true },
+  { entry: 'agent/src/main.ts', outfile: 'agent/dist/main.mjs', ...whole },
+  { entry: 'controller/client/src/wraith/main.ts', outfile: 'controller/client/dist/wraith.mjs', ...whole },
   { entry: 'controller/src/main.ts', outfile: 'controller/dist/main.mjs', plugins: [externalPackages] },
 ];
 
 for (const { entry, ...options } of programs) {
-  if (existsSync(join(root, entry))) {
-    await build({ ...common, ...options, entryPoints: [entry] });
-    console.log(`built ${options.outfile}`);
-  } else {
-    console.log(`skipped ${entry}: not there`);
-  }
+  await build({ ...common, ...options, entryPoints: [entry] });
+  console.log(`built ${options.outfile}`);
 }
