@@ -212,9 +212,9 @@ describe('an Idempotency-Key', () => {
     expect(await codeOf(use(all[0]?.sigil ?? ''))).toBe('fine');
   });
 
-  it('with another request is a conflict', async () => {
+  it('with another request is refused', async () => {
     await mint({}, 'other');
-    expect(await codeOf(mint({ tier: 'pro' }, 'other'))).toBe('idempotency_conflict');
+    expect(await codeOf(mint({ tier: 'pro' }, 'other'))).toBe('idempotency_key_reused');
   });
 });
 

@@ -106,7 +106,7 @@ export class Sigils {
    * Mints a Sigil, for a new subscription or for one that is there. The same Idempotency-Key with the same request
    * returns the very same token: Ed25519 signs deterministically, so it is made again rather than kept.
    * @throws KatafractError `expiry_past`, `expiry_too_far` (422), `subscription_unknown` (404),
-   * `subscription_revoked`, `idempotency_conflict`, `idempotency_expired` (409)
+   * `subscription_revoked`, `idempotency_expired` (409), `idempotency_key_reused` (422)
    */
   async mint(request: MintRequest, actor: string, idempotencyKey?: string): Promise<Minted> {
     const key = idempotencyKey === undefined ? undefined : `${actor} ${idempotencyKey}`;
@@ -131,7 +131,11 @@ export class Sigils {
     const row = await store.findByIdempotencyKey(this.#deps.db, key);
     if (!row) return null;
     if (row.requestHash !== requestHash)
-      throw conflict('idempotency_conflict', 'this Idempotency-Key was used for another request');
+      throw new KatafractError(
+        'idempotency_key_reused',
+        'this Idempotency-Key came with another request before',
+        { status: 422 },
+      );
     const signer = this.#deps.keyring.sigilByKid(row.kid);
     const sigil = signer ? await sign(signer, row) : '';
     if (sha256(sigil).toString('hex') !== row.tokenHash)
