@@ -4,10 +4,10 @@ import { join } from 'node:path';
 import { CONTROLLER } from './bundles.ts';
 import type { Host } from './host.ts';
 import type { LogFile, Program } from './process.ts';
-import { waitFor } from './wait.ts';
+import { Hopeless, waitFor } from './wait.ts';
 
 const API_PORT = 8080;
-const ADMIN_PORT = 8081;
+const MESH_PORT = 8081;
 const MQTT_PORT = 1883;
 
 export interface ControllerOptions {
@@ -34,12 +34,12 @@ export class Controller {
   readonly #options: ControllerOptions;
   #program: Program | undefined;
   #api = '';
-  #admin = '';
+  #publicApi = '';
 
   constructor(options: ControllerOptions) {
     this.#options = options;
     this.publicUrl = `http://${options.address}:${API_PORT}`;
-    this.meshUrl = `http://${options.meshAddress}:${ADMIN_PORT}`;
+    this.meshUrl = `http://${options.meshAddress}:${MESH_PORT}`;
     this.dataDir = join(options.folder, 'artemis');
     mkdirSync(this.dataDir, { recursive: true, mode: 0o755 });
   }
@@ -47,18 +47,18 @@ export class Controller {
   /** Opens the ports by which the machine reaches the controller; they outlive its restarts. */
   async connect(): Promise<void> {
     const { host, address, meshAddress } = this.#options;
-    this.#api = `http://127.0.0.1:${(await host.forward(address, API_PORT)).port}`;
-    this.#admin = `http://127.0.0.1:${(await host.forward(meshAddress, ADMIN_PORT)).port}`;
+    this.#publicApi = `http://127.0.0.1:${(await host.forward(address, API_PORT)).port}`;
+    this.#api = `http://127.0.0.1:${(await host.forward(meshAddress, MESH_PORT)).port}`;
   }
 
-  /** The API that apps see, from the machine's own namespace. */
+  /** The listener on the mesh, which has all routes, from the machine's own namespace. */
   get api(): string {
     return this.#api;
   }
 
-  /** The listener on the mesh, with the operators' routes, from the machine's own namespace. */
-  get admin(): string {
-    return this.#admin;
+  /** The listener on the internet, which has those for apps alone. */
+  get publicApi(): string {
+    return this.#publicApi;
   }
 
   get operatorTokenFile(): string {
@@ -84,7 +84,7 @@ export class Controller {
       ...(database === undefined ? {} : { DATABASE_URL: database }),
       KATAFRACT_DATA_DIR: this.dataDir,
       KATAFRACT_API_LISTEN: `${address}:${API_PORT}`,
-      KATAFRACT_MESH_LISTEN: `${meshAddress}:${ADMIN_PORT}`,
+      KATAFRACT_MESH_LISTEN: `${meshAddress}:${MESH_PORT}`,
       KATAFRACT_PUBLIC_URL: this.publicUrl,
       KATAFRACT_MQTT_LISTEN: `${meshAddress}:${MQTT_PORT}`,
       KATAFRACT_MQTT_PUBLIC_URL: `mqtt://${meshAddress}:${MQTT_PORT}`,
@@ -109,12 +109,11 @@ export class Controller {
 
   /** Waits until /readyz says yes; fails at once where the process has ended. */
   async ready(program = this.program): Promise<void> {
-    const asked = waitFor('the controller to be ready', async () => (await fetch(`${this.api}/readyz`)).ok);
-    const ended = program.ended.then((how) => {
-      throw new Error(`the controller ended (${how}):\n${program.log.tail()}`);
+    await waitFor('the controller to be ready', async () => {
+      if (!program.running)
+        throw new Hopeless(`the controller ended (${await program.ended}):\n${program.log.tail()}`);
+      return (await fetch(`${this.api}/readyz`)).ok;
     });
-    // once it is ready, a later end is nobody's business here
-    await Promise.race([asked, ended]).finally(() => ended.catch(() => undefined));
   }
 
   /** Asks it to end, as systemd does, and waits until it has. */
@@ -129,12 +128,12 @@ export class Controller {
 
   /** An operator's call. Throws where the answer is an error. */
   async operate<T>(method: string, path: string, body?: object): Promise<T> {
-    return expectOk(await call<T>(this.admin, method, path, this.operatorToken, body), `${method} ${path}`);
+    return expectOk(await call<T>(this.api, method, path, this.operatorToken, body), `${method} ${path}`);
   }
 
   /** An app's call with a Sigil, whatever the answer. */
   app<T>(method: string, path: string, sigil: string, body?: object, key?: string): Promise<ApiResponse<T>> {
-    return call<T>(this.api, method, path, sigil, body, key);
+    return call<T>(this.publicApi, method, path, sigil, body, key);
   }
 }
 

@@ -163,7 +163,7 @@ export class Lab extends Network {
     return this.#controller;
   }
 
-  /** Base URL of the API as apps see it, reachable from the machine itself. */
+  /** Base URL of the API with all of its routes, reachable from the machine itself. */
   get api(): string {
     return this.controller.api;
   }
@@ -218,7 +218,7 @@ export class Lab extends Network {
       endpoint: exit.endpoint,
       ...(spec.capacity === undefined ? {} : { capacity: spec.capacity }),
     });
-    await exit.enroll(this.controller.publicUrl, token);
+    await exit.enroll(this.controller.meshUrl, token);
   }
 
   /** Waits until every node has said hello and taken its newest generation. */
@@ -226,7 +226,7 @@ export class Lab extends Network {
     await waitFor('all nodes online', async () => {
       const { items } = await this.controller.operate<{ items: NodeView[] }>('GET', '/v1/admin/nodes');
       return (
-        items.length === this.exits.length && items.every((node) => node.state === 'active' && node.online)
+        items.length === this.exits.length && items.every((node) => node.state === 'active' && node.connected)
       );
     });
   }
@@ -267,7 +267,7 @@ function tailOf(log: (() => { tail(lines: number): string }) | undefined, lines:
 interface NodeView {
   readonly id: string;
   readonly state: string;
-  readonly online: boolean;
+  readonly connected: boolean;
 }
 
 /** Starts a lab with a fleet on it; see LabOptions. */

@@ -1,5 +1,8 @@
 /** Waiting for a condition, with an end to it: the only loop with pauses in the tests. */
 
+/** Thrown while asking: what is waited for cannot come any more. */
+export class Hopeless extends Error {}
+
 /**
  * Asks until the answer is neither false nor undefined nor null, and returns it.
  * An error while asking counts as "not yet"; the last one is the cause of the failure.
@@ -19,6 +22,7 @@ export async function waitFor<T>(
         return answer as NonNullable<Exclude<T, false>>;
       last = undefined;
     } catch (error) {
+      if (error instanceof Hopeless) throw error;
       last = error;
     }
     if (performance.now() > end) throw new Error(`waited ${deadlineMs} ms for: ${what}`, { cause: last });
