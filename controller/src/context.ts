@@ -7,11 +7,14 @@ import { join } from 'node:path';
 import { type Clock, systemClock } from '@katafract/shared/clock';
 import { type Audit, createAudit } from './audit/audit.ts';
 import type { Config } from './config.ts';
-import type { Bus } from './fleet/bus.ts';
-import { EmbeddedBroker } from './fleet/embedded-broker.ts';
-import type { EnrollmentDeps } from './fleet/enrollment.ts';
-import { ExternalBroker } from './fleet/external-broker.ts';
-import { Fleet, identityOf } from './fleet/fleet.ts';
+import {
+  type Bus,
+  EmbeddedBroker,
+  type EnrollmentDeps,
+  ExternalBroker,
+  Fleet,
+  identityOf,
+} from './fleet/fleet.ts';
 import { createJobs, JOBS_LEASE, type Jobs, jobTable } from './jobs.ts';
 import { createOperators, type Operators, readOperatorToken } from './operators/operators.ts';
 import { Peers } from './peers/peers.ts';

@@ -11,20 +11,8 @@ import { KatafractError } from '@katafract/shared/errors';
 import { verifyNodeToken } from '@katafract/shared/node-token';
 import type { Endpoint, NodeId, RegionId } from '@katafract/shared/units';
 import { calculateJwkThumbprint, importJWK } from 'jose';
-import type { Audit } from '../audit/audit.ts';
-import { type Database, type Sql, uniqueViolation } from '../platform/db.ts';
-import type { Keyring } from '../platform/keyring.ts';
-import type { Fleet } from './fleet.ts';
-
-export interface EnrollmentDeps {
-  readonly db: Database;
-  readonly keyring: Keyring;
-  readonly audit: Audit;
-  readonly fleet: Fleet;
-  /** What nodes are told of the broker. */
-  readonly broker: EnrollResponse['broker'];
-  readonly now: () => number;
-}
+import { type Sql, uniqueViolation } from '../platform/db.ts';
+import type { EnrollmentDeps } from './fleet.ts';
 
 export interface JoinTokenRequest {
   readonly region: RegionId;

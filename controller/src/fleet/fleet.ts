@@ -12,12 +12,14 @@ import type { AddressPlan } from '@katafract/shared/addresses';
 import { addressesAt, GATEWAY_INDEX } from '@katafract/shared/addresses';
 import type { Clock } from '@katafract/shared/clock';
 import { type NodeConfig, signDesired } from '@katafract/shared/desired';
+import type { EnrollResponse } from '@katafract/shared/enroll';
 import { KatafractError } from '@katafract/shared/errors';
 import { type NodePublicJwk, verifyNodeToken } from '@katafract/shared/node-token';
 import { topic, type UpLeaf } from '@katafract/shared/topics';
 import { Cidr4, Cidr6, type Generation, type Lineage, NodeId } from '@katafract/shared/units';
 import { Applied, Heartbeat, Hello, Presence } from '@katafract/shared/uplink';
 import { importJWK } from 'jose';
+import type { Audit } from '../audit/audit.ts';
 import type { AfterCommit, Database, Tx } from '../platform/db.ts';
 import type { Keyring } from '../platform/keyring.ts';
 import type { Logger } from '../platform/log.ts';
@@ -40,8 +42,22 @@ export interface FleetDeps {
   readonly plan: AddressPlan;
 }
 
+export type { Bus } from './bus.ts';
+export { EmbeddedBroker } from './embedded-broker.ts';
+export { ExternalBroker } from './external-broker.ts';
 export type { RowChange } from './log.ts';
 export type { RosterNode } from './roster.ts';
+
+/** What enrolling a node takes; see enrollment.ts. */
+export interface EnrollmentDeps {
+  readonly db: Database;
+  readonly keyring: Keyring;
+  readonly audit: Audit;
+  readonly fleet: Fleet;
+  /** What nodes are told of the broker. */
+  readonly broker: EnrollResponse['broker'];
+  readonly now: () => number;
+}
 
 const COMMITS_CHANNEL = 'kf_commits';
 const ROSTER_CHANNEL = 'kf_roster';

@@ -7,7 +7,8 @@ import { Heartbeat } from '@katafract/shared/uplink';
 import type { MiddlewareHandler } from 'hono';
 import { type Api, type AppEnv, json, jsonBody, operatorOf, problems, security } from '../platform/api.ts';
 import type { Bus } from './bus.ts';
-import { type EnrollmentDeps, enroll, mintJoinToken } from './enrollment.ts';
+import { enroll, mintJoinToken } from './enrollment.ts';
+import type { EnrollmentDeps } from './fleet.ts';
 import * as operations from './operations.ts';
 import { NODE_STATES } from './tables.ts';
 
