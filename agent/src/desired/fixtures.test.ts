@@ -5,14 +5,13 @@ import { setDigest } from '@katafract/shared/digest';
 import desired from '@katafract/shared/fixtures/1/desired.json' with { type: 'json' };
 import { Lineage } from '@katafract/shared/units';
 import { expect, it } from 'vitest';
-import { receive } from './receive.ts';
+import { receive, type Staging } from './receive.ts';
 import { held as after } from './record.ts';
-import type { Held } from './table.ts';
 
 it('protocol 1: a snapshot in parts, a delta on top, an empty snapshot of a later lineage', () => {
   const enrolledLineage = Lineage.parse(1);
-  let held: Held | null = null;
-  let staging = null;
+  let held: ReturnType<typeof after> | null = null;
+  let staging: Staging | null = null;
   const take = (message: Desired) => {
     const verdict = receive({ held, enrolledLineage, staging }, message);
     staging = verdict.kind === 'stage' ? verdict.staging : null;
