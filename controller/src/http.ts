@@ -5,7 +5,7 @@
  *
  * and whatever is thrown on the way becomes a problem document in one place.
  */
-import { randomUUID } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { KatafractError } from '@katafract/shared/errors';
 import type { MiddlewareHandler } from 'hono';
 import { cors } from 'hono/cors';
@@ -18,6 +18,7 @@ import { peerRoutes } from './peers/routes.ts';
 import { type Api, type ApiContext, type AppEnv, bodyLimit, createApi } from './platform/api.ts';
 import { mountDocs } from './platform/docs.ts';
 import { createLimits, type Limits } from './platform/limits.ts';
+import { problemCodesTable } from './platform/problem-codes.ts';
 import { problemResponse } from './platform/problems.ts';
 import { sigilRoutes } from './sigil/routes.ts';
 
@@ -60,7 +61,7 @@ export function createHttp(ctx: Context): Api {
   // by prefix, whatever a route itself asks for: a forgotten guard must not open anything
   api.use('/v1/admin/*', requireOperator);
   for (const path of SIGIL_ONLY) api.use(path, requireSigil);
-  const poll = etag({ retainedHeaders: [...RETAINED_304_HEADERS, ...exposeHeaders] });
+  const poll = etag({ retainedHeaders: [...RETAINED_304_HEADERS, ...exposeHeaders], generateDigest });
   for (const path of POLLED) api.use(path, revalidate, poll);
   sigilRoutes(api, ctx);
   auditRoutes(api, ctx);
@@ -133,6 +134,11 @@ function guard<Name extends 'sigil' | 'operator'>(
   };
 }
 
+/** Of a body in memory already: hashing it here takes less than handing it to the thread pool. */
+function generateDigest(body: Uint8Array): ArrayBuffer {
+  return new Uint8Array(createHash('sha256').update(body).digest()).buffer;
+}
+
 /** Why nothing answered: another method would have (405, RFC 9110 15.5.6), or nothing is there (404). */
 function noRoute(api: Api, c: ApiContext): KatafractError {
   const { path } = c.req;
@@ -194,7 +200,7 @@ function describe(api: Api, publicUrl: string): void {
         info: {
           title: 'Katafract',
           version: '1',
-          description: 'Errors are problem documents (RFC 9457): switch on `code`.',
+          description: `Errors are problem documents (RFC 9457): switch on \`code\`.\n\n${problemCodesTable()}`,
         },
         servers: [{ url: publicUrl }],
       }),
