@@ -9,6 +9,7 @@ import { createHttp } from './http.ts';
 import { type HttpListener, listenHttp } from './platform/server.ts';
 
 /** sysexits.h */
+const EX_SOFTWARE = 70;
 const EX_CONFIG = 78;
 
 function help(): string {
@@ -53,6 +54,11 @@ async function listen(ctx: Context): Promise<HttpListener[]> {
 async function serve(config: Config): Promise<void> {
   const ctx = await createContext(config);
   const { log } = ctx;
+  // Through the log, which redacts; then end at once. What was acknowledged is in the database.
+  process.on('uncaughtException', (err) => {
+    log.error({ err }, 'a fault that nobody handled');
+    process.exit(EX_SOFTWARE);
+  });
   try {
     const listeners = await listen(ctx);
     const [api] = listeners;

@@ -181,10 +181,8 @@ export async function markLapsed({ orm }: Tx, id: string, at: Date): Promise<voi
   await orm.update(subscriptions).set({ lapsedAt: at }).where(eq(subscriptions.id, id));
 }
 
-export async function countPeers({ orm }: Pick<Tx, 'orm'>, subscriptionId: string): Promise<number> {
-  const [row] = await orm
-    .select({ peerCount: subscriptions.peerCount })
-    .from(subscriptions)
-    .where(eq(subscriptions.id, subscriptionId));
+export async function countPeers({ sql }: Pick<Tx, 'sql'>, subscriptionId: string): Promise<number> {
+  const [row] = await sql<{ peerCount: number }[]>`
+    select peer_count as "peerCount" from subscriptions where id = ${subscriptionId}`;
   return row?.peerCount ?? 0;
 }
