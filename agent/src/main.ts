@@ -2,6 +2,7 @@
 /** The agent's commands. Wires the real ports to the core, waits, and lets go; it decides nothing. */
 import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
+import { setFlagsFromString } from 'node:v8';
 import { systemClock } from '@katafract/shared/clock';
 import { JoinToken } from '@katafract/shared/enroll';
 import { KatafractError } from '@katafract/shared/errors';
@@ -202,6 +203,9 @@ function program(): Command {
   return cli;
 }
 
+// V8 grows the nursery to tens of megabytes at the first large message and gives them back minutes later. Its first
+// size is enough here, and memory stays near what is held.
+setFlagsFromString('--semi-space-growth-factor=1');
 try {
   await program().parseAsync();
 } catch (error) {

@@ -132,6 +132,7 @@ class ReconnectingLink implements BrokerLink {
       reconnectPeriod: 0, // every attempt is a new client with a new token
       resubscribe: false,
       queueQoSZero: false,
+      writeCache: false, // 65,536 prepared packet numbers, 10 MB, for a few messages a second
       will: {
         topic: topic(node, 'presence'),
         payload: Buffer.from(JSON.stringify(offline)),
