@@ -211,6 +211,24 @@ describe('lists', () => {
   });
 });
 
+describe('the audit log', () => {
+  it('says what was done to whom, newest first, and by whom', async () => {
+    const { id } = await mint();
+    await post(`/v1/admin/sigils/${id}/revoke`, '', operator);
+    const query = `subject=sigil:${id}&actor=operator:bootstrap`;
+    const read = async (more = '') => {
+      const response = await call(`/v1/admin/audit?${query}${more}`, { at: mesh, headers: operator });
+      return (await response.json()) as { items: { action: string }[]; next: string | null };
+    };
+    expect((await read()).items.map((entry) => entry.action)).toEqual(['sigil.revoked', 'sigil.issued']);
+    expect((await read('&action=sigil.issued')).items).toHaveLength(1);
+    const first = await read('&limit=1');
+    expect(first.items.map((entry) => entry.action)).toEqual(['sigil.revoked']);
+    const rest = await read(`&limit=1&cursor=${first.next}`);
+    expect(rest).toMatchObject({ items: [{ action: 'sigil.issued' }], next: null });
+  });
+});
+
 describe('what machines and people read', () => {
   it('is a valid picture of the routes, and a page that loads nothing from elsewhere', async () => {
     const document = (await (await call('/openapi.json')).json()) as { openapi: string; paths: object };
