@@ -12,7 +12,7 @@ import { Command } from 'commander';
 import { type Agent, createAgent } from './agent.ts';
 import { hostPort } from './apply/host.ts';
 import { readHeld } from './desired/ledger.ts';
-import { systemExec } from './host/exec.ts';
+import { type Exec, systemExec } from './host/exec.ts';
 import { ledgerFiles } from './host/files.ts';
 import { firewall } from './host/firewall.ts';
 import { lockTunnel } from './host/lock.ts';
@@ -20,6 +20,7 @@ import { logger } from './host/log.ts';
 import { serveMetrics } from './host/metrics-server.ts';
 import { brokerLink } from './host/mqtt.ts';
 import { network } from './host/network.ts';
+import { shellExec } from './host/shells.ts';
 import { telemetry } from './host/telemetry.ts';
 import { wireguard } from './host/wireguard.ts';
 import { enroll, type Identity, loadIdentity, stateFiles } from './identity.ts';
@@ -43,16 +44,16 @@ interface RunOptions extends HostOptions {
 /** The rules speak of `wg+`: a tunnel of another name would stand outside of them. */
 const INTERFACE = /^wg[0-9a-z_-]{0,13}$/;
 
-function parts(options: HostOptions, identity: Identity, log: Log) {
+function parts(options: HostOptions, identity: Identity, exec: Exec, log: Log) {
   if (!INTERFACE.test(options.interface)) {
     throw new KatafractError(
       'interface_invalid',
       'the tunnel interface must be named wg…, at most 15 characters',
     );
   }
-  const tunnel = wireguard(systemExec, options.interface, stateFiles(options.stateDir).wireguard);
-  const net = network(systemExec);
-  const rules = firewall(systemExec);
+  const tunnel = wireguard(exec, options.interface, stateFiles(options.stateDir).wireguard);
+  const net = network(exec);
+  const rules = firewall(exec);
   const own = { interfaceName: options.interface, publicKey: identity.node.publicKey };
   const uplink = options.uplink ?? null;
   return {
@@ -64,8 +65,8 @@ function parts(options: HostOptions, identity: Identity, log: Log) {
   };
 }
 
-function makeAgent(options: RunOptions, identity: Identity, log: Log, uplink: Uplink): Agent {
-  const { tunnel, host, disk } = parts(options, identity, log);
+function makeAgent(options: RunOptions, identity: Identity, exec: Exec, log: Log, uplink: Uplink): Agent {
+  const { tunnel, host, disk } = parts(options, identity, exec, log);
   const { node, stateKey } = identity;
   return createAgent(
     {
@@ -98,12 +99,14 @@ async function run(options: RunOptions): Promise<void> {
     { clock: systemClock, random: Math.random, log, fetch },
     { node: node.node, broker: node.broker, key },
   );
-  const agent = makeAgent(options, identity, log, link);
+  const exec = shellExec();
+  const agent = makeAgent(options, identity, exec, log, link);
   await agent.start();
   const { applied, position, lastPass } = agent.status();
   log.info({ version: VERSION, ...position, applied }, 'the host is as it was held');
   if (options.once) {
     await agent.stop();
+    exec.close();
     await unlock();
     process.exitCode = lastPass && lastPass.failures === 0 ? 0 : 1;
     return;
@@ -116,6 +119,7 @@ async function run(options: RunOptions): Promise<void> {
   log.info({}, 'stopping; tunnels and rules stay');
   await agent.stop();
   await Promise.all([link.stop(), metrics?.close()]);
+  exec.close();
   await unlock();
 }
 
@@ -135,7 +139,7 @@ function signalled(): Promise<void> {
 async function look(options: HostOptions) {
   const identity = await loadIdentity(options.stateDir);
   const quiet: Log = { info: () => undefined, warn: () => undefined, error: () => undefined };
-  const { tunnel, own, lookAtHost, disk } = parts(options, identity, quiet);
+  const { tunnel, own, lookAtHost, disk } = parts(options, identity, systemExec, quiet);
   const held = await readHeld(disk, identity.node.node);
   const config = held?.config ?? identity.node.config;
   const seen = await inspect({ peers: tunnel, lookAtHost, now: Date.now }, own, held, config);

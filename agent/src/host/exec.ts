@@ -1,5 +1,5 @@
 /**
- * The one place that starts processes: fixed locale and path, nothing of the agent's own environment, a time limit, and
+ * The one place (with shells.ts, its faster way for small commands) that starts processes: fixed locale and path, nothing of the agent's own environment, a time limit, and
  * an error that carries the command. Arguments never hold a secret; whatever must stay secret goes by file or stdin.
  */
 import { spawn } from 'node:child_process';
@@ -25,11 +25,11 @@ export interface Exec {
   run(program: string, args: readonly string[], options?: ExecOptions): Promise<string>;
 }
 
-const ENVIRONMENT = {
+export const ENVIRONMENT = {
   LC_ALL: 'C',
   PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
 };
-const TIMEOUT_MS = 30_000;
+export const TIMEOUT_MS = 30_000;
 const SHOWN_COMMAND = 200;
 const KEPT_STDERR = 4096;
 
@@ -73,7 +73,14 @@ function run(program: string, args: readonly string[], options: ExecOptions = {}
   });
 }
 
-function failure(code: string, program: string, args: readonly string[], stderr: string, cause?: unknown) {
+/** The error of a command; its line is cut short, and holds no secret since no argument does. */
+export function failure(
+  code: string,
+  program: string,
+  args: readonly string[],
+  stderr: string,
+  cause?: unknown,
+): KatafractError {
   const line = [program, ...args.slice(0, 20)].join(' ');
   const command = line.length > SHOWN_COMMAND || args.length > 20 ? `${line.slice(0, SHOWN_COMMAND)}…` : line;
   return new KatafractError(code, `${command}: ${stderr}`, { cause, detail: { program, stderr } });
