@@ -1,0 +1,62 @@
+/**
+ * Fills a node's table with peers that nobody provisioned one by one: straight into the database, through the very
+ * function that every change goes through, so that generation, digest and log are what they would be.
+ */
+import type { AddressPlan } from '@katafract/shared/addresses';
+import { addressesAt } from '@katafract/shared/addresses';
+import type { NodeId, PeerId, PublicKey } from '@katafract/shared/units';
+import { commitChanges } from '../../controller/src/fleet/log.ts';
+import type { Database, Tx } from '../../controller/src/platform/db.ts';
+import { uuidv7 } from '../../controller/src/platform/ids.ts';
+import { randomKey } from './work/exit.ts';
+
+/** Peers in one transaction. */
+const CHUNK = 5000;
+
+export interface LoadTarget {
+  readonly node: NodeId;
+  readonly region: string;
+  /** Whose peers they are: a subscription made for it, without regard to its device limit. */
+  readonly subscription: string;
+}
+
+/** Adds `count` peers to a node; the controller is told as another controller would tell it. */
+export async function loadPeers(
+  db: Database,
+  plan: AddressPlan,
+  target: LoadTarget,
+  count: number,
+): Promise<void> {
+  for (let left = count; left > 0; left -= CHUNK) {
+    await db.transaction((tx) => loadChunk(tx, plan, target, Math.min(CHUNK, left)));
+  }
+}
+
+async function loadChunk(tx: Tx, plan: AddressPlan, target: LoadTarget, count: number): Promise<void> {
+  const { sql } = tx;
+  const { node, region, subscription } = target;
+  const [pool] = await sql<{ next: number }[]>`
+    update address_pool set next_index = next_index + ${count} where id = 1 returning next_index as next`;
+  if (!pool) throw new Error('the address pool is not there');
+  const now = Date.now();
+  const peers = Array.from({ length: count }, (_, at) => ({
+    id: uuidv7(now) as PeerId,
+    publicKey: randomKey() as PublicKey,
+    index: pool.next - count + at,
+  }));
+  await sql`
+    insert into peers (id, subscription_id, public_key, address_index, region_id)
+    select r.id, ${subscription}, r."publicKey", r.index, ${region}
+    from jsonb_to_recordset(${sql.json(peers)}) as r(id uuid, "publicKey" text, index int)`;
+  await sql`update subscriptions set peer_count = peer_count + ${count} where id = ${subscription}`;
+  const changes = peers.map(({ id, publicKey, index }) => ({
+    node,
+    publicKey,
+    ...addressesAt(plan, index),
+    peer: id,
+    role: 'primary' as const,
+    rank: 0,
+  }));
+  await commitChanges(tx, changes);
+  await sql`select pg_notify('kf_commits', ${`bench ${node}`})`;
+}

@@ -1,0 +1,171 @@
+/**
+ * `npm run bench`: how fast, how much, how large, each figure beside what it must be held against and measured in the
+ * same run. Prints tables and writes `.bench/<date>.json`. Figures depend on the machine, ratios hardly do; it is never
+ * a test, and no figure makes it fail.
+ *
+ *   (a) POST to acked, against SSH and against the sum of its parts     (d) bytes of a change
+ *   (b) the same, by peers already on the exit                          (e) snapshot of 50,000 peers to a cold node
+ *   (c) acked provisions a second, against a bare insert                (f) memory and idle work
+ */
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { connect } from '../../controller/src/platform/db.ts';
+import { REGIONS } from '../lab/lab.ts';
+import { startPostgres, type TestPostgres } from '../postgres.ts';
+import { Fleet, type FleetOptions } from './bed.ts';
+import { measureBytes } from './bytes.ts';
+import { measureFootprint } from './footprint.ts';
+import { describeMachine, type Machine } from './machine.ts';
+import { measureProvision, measureSizes } from './provision.ts';
+import { Report } from './report.ts';
+import { measureSnapshot } from './snapshot.ts';
+import { measureThroughput } from './throughput.ts';
+
+const FOLDER = fileURLToPath(new URL('../../.bench', import.meta.url));
+const USAGE = `npm run bench -- [--only a,b,c,d,e,f] [--quick] [--profile]
+
+  --only     some of the measures (see the top of test/bench/main.ts)
+  --quick    fewer rounds: to see that it works, not to quote
+  --profile  also a CPU profile of the controller and of each agent, in .bench/profiles; costs some of the speed
+`;
+const ALL = ['a', 'b', 'c', 'd', 'e', 'f'];
+/** An exit for each size, in a region of its own, so that a caller chooses the exit by the region. */
+const SIZES = [
+  { exit: 'exit-0', region: 'r0', peers: 0 },
+  { exit: 'exit-1k', region: 'r1k', peers: 1000 },
+  { exit: 'exit-10k', region: 'r10k', peers: 10_000 },
+  { exit: 'exit-50k', region: 'r50k', peers: 50_000 },
+] as const;
+
+const FULL = {
+  provision: { rounds: 30, each: 20 },
+  sizes: { rounds: 20, each: 10 },
+  throughput: { rounds: 3, seconds: 6 },
+  changes: 15,
+  snapshots: 5,
+  footprint: { settle: 60, watch: 30 },
+};
+const QUICK: typeof FULL = {
+  provision: { rounds: 5, each: 10 },
+  sizes: { rounds: 4, each: 5 },
+  throughput: { rounds: 1, seconds: 3 },
+  changes: 5,
+  snapshots: 1,
+  footprint: { settle: 15, watch: 20 },
+};
+
+interface Options {
+  readonly only: ReadonlySet<string>;
+  readonly quick: boolean;
+  readonly profile: boolean;
+  readonly how: typeof FULL;
+}
+
+function readOptions(): Options | null {
+  const { values } = parseArgs({
+    options: {
+      only: { type: 'string' },
+      quick: { type: 'boolean' },
+      profile: { type: 'boolean' },
+      help: { type: 'boolean' },
+    },
+  });
+  const only = new Set(values.only?.split(',').map((name) => name.trim()) ?? ALL);
+  const unknown = [...only].filter((name) => !ALL.includes(name));
+  if (values.help || unknown.length > 0) {
+    console.log(unknown.length > 0 ? `unknown measure: ${unknown.join(', ')}\n\n${USAGE}` : USAGE);
+    process.exitCode = unknown.length > 0 ? 2 : 0;
+    return null;
+  }
+  const { quick = false, profile = false } = values;
+  return { only, quick, profile, how: quick ? QUICK : FULL };
+}
+
+interface Run {
+  readonly postgres: TestPostgres;
+  readonly report: Report;
+  readonly options: Options;
+}
+
+/** Brings a fleet up, works with it, and takes it down whatever came of it. */
+async function withFleet(
+  { postgres, report, options }: Run,
+  spec: Pick<FleetOptions, 'regions' | 'exits'>,
+  work: (fleet: Fleet) => Promise<void>,
+): Promise<void> {
+  const onStep = (text: string) => report.step(text);
+  const profiles = options.profile ? join(FOLDER, 'profiles') : null;
+  const fleet = await Fleet.up(postgres, { ...spec, onStep, profiles });
+  try {
+    await work(fleet);
+  } catch (error) {
+    console.error(fleet.lab.logTails());
+    throw error;
+  } finally {
+    await fleet.close();
+  }
+}
+
+function oneExitASize(run: Run): Promise<void> {
+  const exits = SIZES.map(({ exit: name, region }) => ({ name, region }));
+  const place = { country: 'DE', latitude: 50 };
+  const regions = SIZES.map(({ region: id }, at) => ({ id, name: id, longitude: at * 10, ...place }));
+  return withFleet(run, { regions, exits }, (fleet) => measureSized(fleet, run));
+}
+
+async function measureSized(fleet: Fleet, { report, options: { only, how } }: Run): Promise<void> {
+  const sizes = SIZES.map(({ exit, peers }) => ({ exit: fleet.exit(exit), peers }));
+  const [empty, , middle, largest] = sizes;
+  if (!empty || !middle || !largest) throw new Error('four sizes');
+  if (only.has('a')) await measureProvision(fleet, report, how.provision);
+  for (const { exit, peers } of sizes) {
+    if (peers === 0 || !['b', 'd', 'e', 'f'].some((name) => only.has(name))) continue;
+    await fleet.commitPeers(exit, peers);
+    await fleet.converged(exit, peers);
+    report.step(`${exit.name} has its ${peers.toLocaleString('en')} peers`);
+  }
+  if (only.has('b')) await measureSizes(fleet, report, sizes, how.sizes);
+  if (only.has('d')) await measureBytes(fleet, report, sizes, how.changes);
+  if (only.has('f')) await measureFootprint(fleet, report, [empty, middle], how.footprint);
+  if (only.has('e')) await measureSnapshot(fleet, report, largest.exit, how.snapshots);
+}
+
+function tenExits(run: Run): Promise<void> {
+  const regions = REGIONS.map(({ id }) => id);
+  const exits = regions.flatMap((region) => [1, 2].map((at) => ({ name: `${region}-${at}`, region })));
+  const { report, options } = run;
+  return withFleet(run, { regions: REGIONS, exits }, (fleet) =>
+    measureThroughput(fleet, report, regions, options.how.throughput),
+  );
+}
+
+async function machine(postgres: TestPostgres): Promise<Machine> {
+  const database = await postgres.createDatabase();
+  const sql = connect(database.url, { max: 1 });
+  try {
+    return await describeMachine(sql, tmpdir());
+  } finally {
+    await sql.end();
+    await database.drop();
+  }
+}
+
+async function main(): Promise<void> {
+  const options = readOptions();
+  if (!options) return;
+  const postgres = await startPostgres();
+  try {
+    const { only, quick, profile } = options;
+    const report = new Report(await machine(postgres), { only: [...only], quick, profile });
+    const run = { postgres, report, options };
+    if (ALL.some((name) => name !== 'c' && only.has(name))) await oneExitASize(run);
+    if (only.has('c')) await tenExits(run);
+    console.log(`written to ${report.finish(FOLDER)}`);
+  } finally {
+    await postgres.stop();
+  }
+}
+
+await main();
