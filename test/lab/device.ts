@@ -6,7 +6,7 @@ import { generateKeyPairSync } from 'node:crypto';
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Host } from './host.ts';
-import { type Cable, GATEWAYS } from './network.ts';
+import type { Cable } from './network.ts';
 import { waitFor } from './wait.ts';
 
 const TUNNEL = 'wg0';
@@ -59,13 +59,9 @@ function parseConfig(config: string, privateKey: string): TunnelConfig {
   };
 }
 
-const hostOf = (endpoint: string) => endpoint.slice(0, endpoint.lastIndexOf(':')).replace(/^\[|\]$/g, '');
 const family = (address: string) => (address.includes(':') ? '-6' : '-4');
-/** A default route as two halves, which win over the one of the uplink and leave it in place. */
-const halves: Readonly<Record<string, readonly string[]>> = {
-  '0.0.0.0/0': ['0.0.0.0/1', '128.0.0.0/1'],
-  '::/0': ['::/1', '8000::/1'],
-};
+/** Mark of the tunnel's own packets, and number of the routing table for all others; what wg-quick uses. */
+const MARK = '51820';
 
 export class Device extends Host {
   /** Address on the internet side. */
@@ -93,10 +89,8 @@ export class Device extends Host {
       await this.exec('ip', [family(address), 'address', 'add', address, 'dev', TUNNEL]);
     }
     await this.exec('ip', ['link', 'set', TUNNEL, 'mtu', mtu ?? '1420', 'up']);
-    await this.#routeAround(exit);
-    for (const route of allowed.flatMap((prefix) => halves[prefix] ?? [prefix])) {
-      await this.exec('ip', [family(route), 'route', 'add', route, 'dev', TUNNEL]);
-    }
+    await this.exec('wg', ['set', TUNNEL, 'fwmark', MARK]);
+    for (const route of allowed) await this.#route(route);
     this.#exit = exit;
     this.#allowed = allowed;
   }
@@ -104,21 +98,26 @@ export class Device extends Host {
   async #createInterface(): Promise<void> {
     const kernel = await this.run('ip', ['link', 'add', TUNNEL, 'type', 'wireguard']);
     if (kernel.code === 0) return;
-    // with a log level set, the daemon would keep our pipes open
-    const { code, stdout, stderr } = await this.run('wireguard-go', [TUNNEL], { env: { LOG_LEVEL: '' } });
-    if (code !== 0) throw new Error(`wireguard-go failed on ${this.name}: ${stderr || stdout}`);
+    // with a log level it keeps its output after it has gone into the background: to a file, not to a pipe of ours
+    const daemon = this.start('wireguard', 'wireguard-go', [TUNNEL], { LOG_LEVEL: 'error' });
+    const code = await daemon.ended;
+    if (code !== 0) throw new Error(`wireguard-go failed on ${this.name} (${code}): ${daemon.log.tail()}`);
   }
 
-  /** The exit itself is reached beside the tunnel. */
-  async #routeAround(exit: ExitChoice): Promise<void> {
-    const host = hostOf(exit.endpoint);
-    const via = family(host) === '-6' ? GATEWAYS.devices.ipv6 : GATEWAYS.devices.ipv4;
-    await this.exec('ip', [family(host), 'route', 'replace', host, 'via', via, 'dev', 'eth0']);
+  /** A default route takes everything but the tunnel's own packets, the exit's public address included. */
+  async #route(prefix: string): Promise<void> {
+    const ip = (...args: string[]) => this.exec('ip', [family(prefix), ...args]);
+    if (!prefix.endsWith('/0')) {
+      await ip('route', 'add', prefix, 'dev', TUNNEL);
+      return;
+    }
+    await ip('route', 'add', prefix, 'dev', TUNNEL, 'table', MARK);
+    await ip('rule', 'add', 'not', 'fwmark', MARK, 'table', MARK);
+    await ip('rule', 'add', 'table', 'main', 'suppress_prefixlength', '0');
   }
 
   /** Switches to another exit with the same addresses and key, as the failover of a client does. */
   async switchTo(exit: ExitChoice): Promise<void> {
-    await this.#routeAround(exit);
     const old = this.#exit;
     const leave = old && old.publicKey !== exit.publicKey ? ['peer', old.publicKey, 'remove'] : [];
     const join = ['peer', exit.publicKey, 'endpoint', exit.endpoint, 'allowed-ips', this.#allowed.join(',')];
@@ -129,6 +128,10 @@ export class Device extends Host {
   /** Takes the tunnel down; what was sent through it goes out beside it again. */
   async down(): Promise<void> {
     await this.exec('ip', ['link', 'del', TUNNEL]);
+    for (const prefix of this.#allowed.filter((allowed) => allowed.endsWith('/0'))) {
+      await this.exec('ip', [family(prefix), 'rule', 'del', 'not', 'fwmark', MARK, 'table', MARK]);
+      await this.exec('ip', [family(prefix), 'rule', 'del', 'table', 'main', 'suppress_prefixlength', '0']);
+    }
     this.#exit = undefined;
   }
 

@@ -7,6 +7,8 @@
 # usage: janitor.sh <id> <folder> <record>
 set -u
 id=$1 folder=$2 record=$3
+# an empty word here would match the whole machine
+[ "${#id}" -eq 4 ] && [ "${#folder}" -gt 4 ] || exit 2
 cat >/dev/null
 
 namespaces() { ip netns list | sed -n "s/^\(kf$id-[^ ]*\).*/\1/p"; }

@@ -27,8 +27,9 @@
  *   IPv6 beside it:  exits 2001:db8:113::/64   devices 2001:db8:2::/64   web server 2001:db8:51::80
  *                    mesh fd7a:115c:a1e0::/48  (the last group counts as in IPv4)
  */
+import { Peer } from '@katafract/shared/api';
 import { Controller, expectOk } from './controller.ts';
-import { Device } from './device.ts';
+import { Device, type KeyPair, makeKeys } from './device.ts';
 import { Exit } from './exit.ts';
 import { Host } from './host.ts';
 import { cables, createInternet, createMesh, INTERNET, plug } from './network.ts';
@@ -239,11 +240,18 @@ export class Lab extends Network {
   }
 
   /** Provisions a key, which must succeed. */
-  async provision<T>(sigil: string, publicKey: string, region: string): Promise<T> {
-    return expectOk(
-      await this.controller.app<T>('POST', '/v1/peers', sigil, { publicKey, region }),
-      'POST /v1/peers',
-    );
+  async provision(sigil: string, publicKey: string, region: string): Promise<Peer> {
+    const answer = await this.controller.app('POST', '/v1/peers', sigil, { publicKey, region });
+    return Peer.parse(expectOk(answer, 'POST /v1/peers'));
+  }
+
+  /** Gives a device a key of its own, provisions it, and brings its tunnel up as far as the first handshake. */
+  async connectDevice(device: Device, sigil: string, region: string): Promise<{ peer: Peer; keys: KeyPair }> {
+    const keys = makeKeys();
+    const peer = await this.provision(sigil, keys.publicKey, region);
+    await device.up(peer.config, keys.privateKey);
+    await device.handshake();
+    return { peer, keys };
   }
 
   /** The end of every log, for whoever has to find out why something failed. */

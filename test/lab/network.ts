@@ -23,9 +23,6 @@ const BRIDGES = {
   mesh: { ipv4: undefined, length4: 10, ipv6: undefined, length6: 48 },
 } as const;
 
-/** The internet's own addresses on each of its bridges: the next hop of whoever is plugged in there. */
-export const GATEWAYS = { exits: BRIDGES.exits, devices: BRIDGES.devices } as const;
-
 /** Host 1 is the gateway, artemis is 2, exits and devices count from 11. */
 export const cables = {
   artemis: (): Cable[] => [

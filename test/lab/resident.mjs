@@ -86,7 +86,7 @@ function listen({ id, transport, port, address, reply }) {
       else socket.end(reply ?? '');
     });
     server.once('error', reject);
-    server.listen({ port, host: address }, () => {
+    server.listen({ port, host: address, ipv6Only: address === '::' }, () => {
       listeners.set(id, { seen, close: () => server.close() });
       resolve({ listener: id, port: server.address().port });
     });
