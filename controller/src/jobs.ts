@@ -21,7 +21,7 @@ const MINUTE = 60_000;
 export interface JobDeps {
   readonly db: { ping(): Promise<void> };
   readonly sigils: { endLapsed(): Promise<number>; rotateKey(): Promise<boolean> };
-  readonly peers: { releaseLeft(): Promise<number> };
+  readonly peers: { releaseLeft(): Promise<number>; forgetKeys(): Promise<number> };
   readonly fleet: { sweep(): Promise<number>; refresh(): Promise<void> };
 }
 
@@ -32,6 +32,7 @@ export function jobTable(at: JobDeps): Job[] {
     // what a lost notification would have said
     { name: 'fleet.refresh', everyMs: MINUTE, on: 'each', run: () => at.fleet.refresh() },
     { name: 'peers.release_left', everyMs: 5_000, on: 'fleet', run: () => at.peers.releaseLeft() },
+    { name: 'peers.forget_keys', everyMs: 60 * MINUTE, on: 'fleet', run: () => at.peers.forgetKeys() },
     { name: 'fleet.sweep', everyMs: MINUTE, on: 'fleet', run: () => at.fleet.sweep() },
     { name: 'sigil.end_lapsed', everyMs: MINUTE, on: 'fleet', run: () => at.sigils.endLapsed() },
     { name: 'sigil.rotate_key', everyMs: 60 * MINUTE, on: 'fleet', run: () => at.sigils.rotateKey() },

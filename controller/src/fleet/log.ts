@@ -66,7 +66,7 @@ export async function commitChanges({ sql }: Tx, changes: readonly RowChange[]):
   const steps = stepsByNode(changes);
   const nodes = [...steps].map(([id, { digest, count }]) => ({ id, fold: digestToBits(digest), count }));
   const [, bumped] = await Promise.all([
-    sql`select 1 from nodes where id in ${sql(nodes.map((node) => node.id))} order by id for update`,
+    sql`select 1 from nodes where id = any(${[...steps.keys()] as string[]}::text[]) order by id for update`,
     sql<{ id: NodeId; lineage: Lineage; generation: Generation; digest: string; peerCount: number }[]>`
       with change as (
         select * from jsonb_to_recordset(${sql.json(nodes)}) as c(id text, fold text, count int)

@@ -40,7 +40,9 @@ export async function takeIndexes(
 /** Puts freed indexes to rest. */
 export async function restIndexes(sql: Sql, indexes: readonly number[], now: Date): Promise<void> {
   if (indexes.length === 0) return;
-  await sql`insert into resting_addresses ${sql(indexes.map((index) => ({ address_index: index, released_at: now })))}`;
+  await sql`
+    insert into resting_addresses (address_index, released_at)
+    select unnest(${indexes as number[]}::int[]), ${now}`;
 }
 
 /** Takes one certain index back from its rest; false where it has gone to somebody else. */

@@ -162,6 +162,14 @@ export class Peers {
     });
   }
 
+  /** Forgets Idempotency-Keys that are older than a day: nobody repeats a request for longer. */
+  async forgetKeys(): Promise<number> {
+    const before = new Date(this.#deps.clock.now() - 86_400_000);
+    const rows = await this.#deps.db
+      .sql`delete from idempotency_keys where created_at < ${before} returning 1`;
+    return rows.length;
+  }
+
   /** Takes peers off the exits they left, where their new primary answers and their time to switch is over. */
   async releaseLeft(): Promise<number> {
     const { db, clock, fleet } = this.#deps;

@@ -78,20 +78,23 @@ export async function provisionBatch(
   return outcomes;
 }
 
+/** Whose Idempotency-Keys a request's key is one of. */
+const scopeOf = (wish: ProvisionWish) => ({ scope: `subscription:${wish.subscriptionId}` });
+
 /** Locks the subscriptions in id order and reads whatever the decision needs, in one round trip. */
 async function readFacts(sql: Sql, wishes: readonly ProvisionWish[]): Promise<BatchFacts> {
   const ids = [...new Set(wishes.map((wish) => wish.subscriptionId))];
   const keyed = wishes.flatMap((wish) =>
-    wish.idempotency ? [{ scope: `subscription:${wish.subscriptionId}`, key: wish.idempotency.key }] : [],
+    wish.idempotency ? [{ ...scopeOf(wish), key: wish.idempotency.key }] : [],
   );
   const [subscriptions, revoked, keys, seen] = await Promise.all([
     sql<{ id: string; tier: Tier; expiresAt: string; revokedAt: string | null; peerCount: number }[]>`
       select id, tier, expires_at as "expiresAt", revoked_at as "revokedAt", peer_count as "peerCount"
-      from subscriptions where id in ${sql(ids)} order by id for update`,
+      from subscriptions where id = any(${ids}::uuid[]) order by id for update`,
     sql<{ id: string }[]>`
-      select id from sigils where id in ${sql(wishes.map((wish) => wish.sigilId))} and revoked_at is not null`,
+      select id from sigils where id = any(${wishes.map((wish) => wish.sigilId)}::uuid[]) and revoked_at is not null`,
     sql<{ key: PublicKey }[]>`
-      select public_key as key from peers where public_key in ${sql(wishes.map((wish) => wish.publicKey))}`,
+      select public_key as key from peers where public_key = any(${wishes.map((wish) => wish.publicKey as string)}::text[])`,
     keyed.length === 0
       ? []
       : sql<{ scope: string; key: string; requestHash: string; resourceId: PeerId }[]>`
@@ -143,40 +146,39 @@ function rowsOf(plan: AddressPlan, { wish, id, index, exits }: Grant): RowChange
   }));
 }
 
+/** Rows travel as one JSON parameter: a statement with a parameter a row would be planned anew for every batch size. */
 function insert(deps: ProvisionDeps, tx: Tx, grants: readonly Grant[], now: Date): Promise<unknown>[] {
   if (grants.length === 0) return [];
   const { sql } = tx;
-  const peers = grants.map(({ wish, id, index }) => ({
+  const rows = grants.map(({ wish, id, index }) => ({
     id,
-    subscription_id: wish.subscriptionId,
-    public_key: wish.publicKey,
-    address_index: index,
-    region_id: wish.region,
-    created_at: now,
-    provisioned_at: now,
+    subscription: wish.subscriptionId,
+    key: wish.publicKey,
+    index,
+    region: wish.region,
   }));
   const keys = grants.flatMap(({ wish, id }) =>
-    wish.idempotency
-      ? [
-          {
-            scope: `subscription:${wish.subscriptionId}`,
-            key: wish.idempotency.key,
-            request_hash: wish.idempotency.requestHash,
-            resource_id: id,
-            created_at: now,
-          },
-        ]
-      : [],
+    wish.idempotency ? [{ ...scopeOf(wish), ...wish.idempotency, id }] : [],
   );
   return [
-    sql`insert into peers ${sql(peers)}`,
+    sql`
+      insert into peers (id, subscription_id, public_key, address_index, region_id, created_at, provisioned_at)
+      select r.id, r.subscription, r.key, r.index, r.region, ${now}, ${now}
+      from jsonb_to_recordset(${sql.json(rows)})
+        as r(id uuid, subscription uuid, key text, index int, region text)`,
     sql`
       update subscriptions s set peer_count = s.peer_count + g.count
-      from (select subscription_id as id, count(*)::int as count
-            from jsonb_to_recordset(${sql.json(peers.map(({ subscription_id }) => ({ subscription_id })))})
-              as r(subscription_id uuid) group by 1) g
+      from (select r.subscription as id, count(*)::int as count
+            from jsonb_to_recordset(${sql.json(rows)}) as r(subscription uuid) group by 1) g
       where s.id = g.id`,
-    ...(keys.length === 0 ? [] : [sql`insert into idempotency_keys ${sql(keys)}`]),
+    ...(keys.length === 0
+      ? []
+      : [
+          sql`
+            insert into idempotency_keys (scope, key, request_hash, resource_id, created_at)
+            select r.scope, r.key, r."requestHash", r.id, ${now}
+            from jsonb_to_recordset(${sql.json(keys)}) as r(scope text, key text, "requestHash" text, id uuid)`,
+        ]),
     deps.audit.record(
       tx,
       grants.map(({ wish, id, index, exits }) => ({
