@@ -4,9 +4,9 @@
  */
 import type { NodeConfig } from '@katafract/shared/desired';
 import type { Held } from './desired/table.ts';
-import { observePeers, type PeerObservation } from './observe/peers.ts';
+import { observePeers } from './observe/peers.ts';
 import { type HostIdentity, type HostObservation, type HostStep, planHost } from './plan/host.ts';
-import { planKeys, planTable, summarize } from './plan/peers.ts';
+import { type PeerObservation, planKeys, planTable, summarize } from './plan/peers.ts';
 import type { PeerTablePort } from './ports.ts';
 
 export interface InspectPorts {

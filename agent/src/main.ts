@@ -1,7 +1,6 @@
 #!/usr/bin/env node
 /** The agent's commands. Wires the real ports to the core, waits, and lets go; it decides nothing. */
 import { randomBytes } from 'node:crypto';
-import { readFile } from 'node:fs/promises';
 import { setFlagsFromString } from 'node:v8';
 import { systemClock } from '@katafract/shared/clock';
 import { JoinToken } from '@katafract/shared/enroll';
@@ -13,7 +12,7 @@ import { type Agent, createAgent } from './agent.ts';
 import { hostPort } from './apply/host.ts';
 import { readHeld } from './desired/ledger.ts';
 import { type Exec, systemExec } from './host/exec.ts';
-import { ledgerFiles } from './host/files.ts';
+import { ledgerFiles, readText } from './host/files.ts';
 import { firewall } from './host/firewall.ts';
 import { lockTunnel } from './host/lock.ts';
 import { logger } from './host/log.ts';
@@ -147,7 +146,7 @@ async function look(options: HostOptions) {
 }
 
 async function joinToken(file: string | undefined): Promise<JoinToken> {
-  const text = file === undefined ? process.env.KATAFRACT_JOIN_TOKEN : await readFile(file, 'utf8');
+  const text = file === undefined ? process.env.KATAFRACT_JOIN_TOKEN : ((await readText(file)) ?? '');
   const token = JoinToken.safeParse(text?.trim());
   if (token.success) return token.data;
   throw new KatafractError(

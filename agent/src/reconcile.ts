@@ -9,8 +9,8 @@ import type { NodeConfig } from '@katafract/shared/desired';
 import type { PartState } from '@katafract/shared/uplink';
 import { applyPeers, type PeersApplied } from './apply/peers.ts';
 import type { Held } from './desired/table.ts';
-import { observePeers, type PeerObservation } from './observe/peers.ts';
-import { type KernelSummary, planKeys, planTable, summarize } from './plan/peers.ts';
+import { observePeers } from './observe/peers.ts';
+import { type KernelSummary, type PeerObservation, planKeys, planTable, summarize } from './plan/peers.ts';
 import type { Clock, HostInspection, HostPort, HostReport, Log, PeerTablePort, Tunnel } from './ports.ts';
 
 export interface ReconcilerPorts {

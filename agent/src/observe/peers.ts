@@ -4,21 +4,11 @@
  */
 import { allowedIps } from '@katafract/shared/digest';
 import type { Held } from '../desired/table.ts';
-import type { PeerTablePort, Tunnel } from '../ports.ts';
+import type { PeerObservation } from '../plan/peers.ts';
+import type { PeerTablePort } from '../ports.ts';
 
 /** A peer counts as recent for this long after a handshake, in seconds: WireGuard's REJECT_AFTER_TIME. */
 export const RECENT_SECONDS = 180;
-
-export interface PeerObservation {
-  /** null: there is no interface, and so no peer. */
-  readonly tunnel: Tunnel | null;
-  /** Rows of the kernel that are not as held (or not held at all): key to AllowedIPs text. */
-  readonly different: ReadonlyMap<string, string>;
-  /** Held keys that the kernel does not have. */
-  readonly missing: readonly string[];
-  /** Peers with a handshake in the last RECENT_SECONDS. */
-  readonly recent: number;
-}
 
 /**
  * @param held asked for with every row, since it may change while the dump streams; keys changed meanwhile are the

@@ -2,8 +2,19 @@
 import { EMPTY_DIGEST, entryDigest, type PeerEntry, rowDigest, xorDigest } from '@katafract/shared/digest';
 import type { Digest } from '@katafract/shared/units';
 import type { Held } from '../desired/table.ts';
-import type { PeerObservation } from '../observe/peers.ts';
-import type { PeerBatch } from '../ports.ts';
+import type { PeerBatch, Tunnel } from '../ports.ts';
+
+/** What a look at the kernel's table found, against the held one. */
+export interface PeerObservation {
+  /** null: there is no interface, and so no peer. */
+  readonly tunnel: Tunnel | null;
+  /** Rows of the kernel that are not as held (or not held at all): key to AllowedIPs text. */
+  readonly different: ReadonlyMap<string, string>;
+  /** Held keys that the kernel does not have. */
+  readonly missing: readonly string[];
+  /** Peers with a handshake in the last RECENT_SECONDS (observe/peers.ts). */
+  readonly recent: number;
+}
 
 /** The batch that puts exactly these keys right: set where held, removed where not. */
 export function planKeys(held: Held | null, keys: Iterable<string>): PeerBatch {
