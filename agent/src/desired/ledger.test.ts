@@ -5,7 +5,7 @@ import { setDigest } from '@katafract/shared/digest';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ledgerFiles } from '../host/files.ts';
 import type { LedgerDisk, Log } from '../ports.ts';
-import { delta, held, NODE, peer, peers, snapshot } from '../testing/messages.ts';
+import { delta, held, NODE, peer, peers, whole } from '../testing/messages.ts';
 import { JOURNAL_FLOOR, type Ledger, openLedger, readHeld } from './ledger.ts';
 import { receive } from './receive.ts';
 import type { Change, Held } from './table.ts';
@@ -66,8 +66,8 @@ function changeOf(state: Held | null, message: Parameters<typeof receive>[1]): C
 
 /** Ten changes: a snapshot, deltas, a later lineage. */
 function* history(): Generator<(state: Held | null) => Change> {
-  const all = (rows: Parameters<typeof snapshot>[2], lineage: number, to: number) => (state: Held | null) =>
-    changeOf(state, snapshot(lineage, to, rows)[0] as Parameters<typeof receive>[1]);
+  const all = (rows: Parameters<typeof whole>[2], lineage: number, to: number) => (state: Held | null) =>
+    changeOf(state, whole(lineage, to, rows));
   yield all(peers(1, 5), 1, 1);
   for (let n = 6; n <= 9; n++) {
     yield (state) =>
@@ -107,7 +107,7 @@ describe('a crash at any write, however much of it was done', () => {
         expect([promised, offered]).toContain(describeHeld(after.held));
         // And the disk goes on from there.
         const rows = [...(after.held?.peers.values() ?? [])];
-        after.accept(changeOf(after.held, snapshot(9, 9, [...rows, peer(99)])[0] as never));
+        after.accept(changeOf(after.held, whole(9, 9, [...rows, peer(99)])));
         await after.flush();
         expect(describeHeld(await readHeld(disk, NODE))).toBe(describeHeld(after.held));
       }
@@ -170,7 +170,7 @@ test.each([
 test("another node's state is not taken for our own", async () => {
   const disk = new MemoryDisk();
   const ledger = await openLedger(disk, 'ams-1' as typeof NODE, recordingLog());
-  ledger.accept(changeOf(null, snapshot(1, 1, peers(1, 3))[0] as never));
+  ledger.accept(changeOf(null, whole(1, 1, peers(1, 3))));
   await ledger.flush();
   expect(await readHeld(disk, NODE)).toBeNull();
 });
@@ -178,7 +178,7 @@ test("another node's state is not taken for our own", async () => {
 test('a disk that fails makes nothing durable, and everything once it works again', async () => {
   const disk = new MemoryDisk();
   const ledger = await openLedger(disk, NODE, recordingLog());
-  ledger.accept(changeOf(null, snapshot(1, 1, peers(1, 3))[0] as never));
+  ledger.accept(changeOf(null, whole(1, 1, peers(1, 3))));
   await ledger.flush();
   disk.failing = true;
   for (const n of [4, 5]) {
@@ -208,7 +208,7 @@ describe('compaction', () => {
   test('folds a journal that has outgrown the snapshot, while changes go on', async () => {
     const disk = new MemoryDisk();
     const ledger = await openLedger(disk, NODE, recordingLog());
-    ledger.accept(changeOf(null, snapshot(1, 1, peers(1, 2000))[0] as never));
+    ledger.accept(changeOf(null, whole(1, 1, peers(1, 2000))));
     await ledger.flush();
     let open: () => void = () => undefined;
     disk.gate = new Promise((resolve) => {
@@ -232,10 +232,10 @@ describe('compaction', () => {
   test('that is overtaken by a snapshot of the controller leaves the newer one', async () => {
     const disk = new MemoryDisk();
     const ledger = await openLedger(disk, NODE, recordingLog());
-    ledger.accept(changeOf(null, snapshot(1, 1, peers(1, 2000))[0] as never));
+    ledger.accept(changeOf(null, whole(1, 1, peers(1, 2000))));
     await ledger.flush();
     await outgrow(ledger, disk, 1);
-    ledger.accept(changeOf(ledger.held, snapshot(2, 1, peers(1, 1500))[0] as never));
+    ledger.accept(changeOf(ledger.held, whole(2, 1, peers(1, 1500))));
     await ledger.flush();
     await ledger.quiet();
     expect(await readHeld(disk, NODE)).toMatchObject({ lineage: 2, generation: 1 });

@@ -1,10 +1,8 @@
-import { readFileSync } from 'node:fs';
-import { type Desired, verifyDesired } from '@katafract/shared/desired';
+import type { Desired } from '@katafract/shared/desired';
 import { EMPTY_DIGEST, setDigest } from '@katafract/shared/digest';
-import type { Lineage, NodeId } from '@katafract/shared/units';
-import { type CryptoKey, importJWK } from 'jose';
+import type { Lineage } from '@katafract/shared/units';
 import { describe, expect, test } from 'vitest';
-import { CONFIG, delta, held, peer, peers, snapshot } from '../testing/messages.ts';
+import { CONFIG, delta, held, peer, peers, snapshot, whole } from '../testing/messages.ts';
 import { type Receiver, receive, type Staging, type Verdict } from './receive.ts';
 import { type Held, PeerTable } from './table.ts';
 
@@ -140,7 +138,7 @@ describe('a snapshot', () => {
   const state = held(3, 7, peers(1, 3));
 
   test('is accepted while nothing was ever received, empty or not', () => {
-    expect(receive(at(null), snapshot(1, 0, [])[0] as Desired)).toMatchObject({
+    expect(receive(at(null), whole(1, 0, []))).toMatchObject({
       kind: 'accept',
       change: { generation: 0, digest: EMPTY_DIGEST, set: [] },
     });
@@ -149,7 +147,7 @@ describe('a snapshot', () => {
 
   test('of a lineage before the one of enrollment is stale even then', () => {
     const receiver = { held: null, enrolledLineage: 2 as Lineage, staging: null };
-    expect(receive(receiver, snapshot(1, 5, [peer(1)])[0] as Desired)).toMatchObject({ reason: 'stale' });
+    expect(receive(receiver, whole(1, 5, [peer(1)]))).toMatchObject({ reason: 'stale' });
   });
 
   test('is staged until every part is there, doubled and reordered', () => {
@@ -180,7 +178,7 @@ describe('a snapshot', () => {
   });
 
   test('of the same numbers with other content is a conflict', () => {
-    const other = snapshot(3, 7, peers(1, 4))[0] as Desired;
+    const other = whole(3, 7, peers(1, 4));
     expect(receive(at(state), other)).toEqual({ kind: 'refuse', reason: 'conflict', resend: true });
     const config = { ...CONFIG, mtu: 1300 };
     expect(takeAll(state, snapshot(3, 7, peers(1, 3), { config }))).toMatchObject({ reason: 'conflict' });
@@ -224,20 +222,4 @@ describe('a snapshot that shrinks the table', () => {
   test('may empty a table of fewer than 100 rows', () => {
     expect(takeAll(held(1, 5, peers(1, 99)), snapshot(1, 6, [])).kind).toBe('accept');
   });
-});
-
-test('the samples of protocol 1 are understood', async () => {
-  const file = new URL('../../../shared/fixtures/1/desired.json', import.meta.url);
-  const sample = JSON.parse(readFileSync(file, 'utf8'));
-  const stateKey = (await importJWK(sample.stateKey, 'EdDSA')) as CryptoKey;
-  const open = (entry: { jws: string }) => verifyDesired(entry.jws, stateKey, sample.node as NodeId);
-  let state: Held | null = null;
-  for (const name of ['snapshot', 'delta', 'empty']) {
-    const verdict = takeAll(state, await Promise.all(sample[name].map(open)));
-    if (verdict.kind !== 'accept') throw new Error(`${name}: ${JSON.stringify(verdict)}`);
-    const table: PeerTable = new PeerTable(name === 'snapshot' ? verdict.change.set : state?.peers.values());
-    if (name === 'delta') table.apply(verdict.change);
-    state = { ...verdict.change, peers: name === 'empty' ? new PeerTable() : table };
-  }
-  expect(state?.peers.size).toBe(0);
 });

@@ -71,6 +71,13 @@ export function snapshot(
   }));
 }
 
+/** A snapshot in one part. */
+export function whole(lineage: number, to: number, rows: readonly PeerEntry[]): Snapshot {
+  const [message] = snapshot(lineage, to, rows);
+  if (!message) throw new Error('a snapshot has a part');
+  return message;
+}
+
 /** A delta in one part; `after` is the table it should leave. */
 export function delta(
   lineage: number,
