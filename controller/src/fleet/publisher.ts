@@ -140,16 +140,14 @@ export class NodePublisher {
 
   /** A transaction of this process committed. */
   advance(step: Advance): void {
-    this.#see({ ...this.#head, lineage: step.lineage, generation: step.to, digest: step.digest });
+    this.#hear({ ...this.#head, lineage: step.lineage, generation: step.to, digest: step.digest });
     if (step.lineage === this.#head.lineage) this.#remember(step);
     this.pump();
   }
 
   /** The node's row as the database has it: it changed in another way or in another process, or was read anew. */
   wake(head: Head): void {
-    // It may have been read before what this process has heard of since, or that is lost.
-    if (position(head, this.#head) < 0 && this.#doubt === 'none') this.#doubt = 'possible';
-    this.#see(head);
+    this.#hear(head);
     this.pump();
   }
 
@@ -177,7 +175,8 @@ export class NodePublisher {
     const order = this.#held ? position(beat, this.#held) : 1;
     if (order > 0 || (order < 0 && !this.#inFlight)) this.#held = { ...beat, want: 'delta' };
     const current = beat.lineage === this.#head.lineage && beat.generation === this.#head.generation;
-    if (current && beat.digest === this.#head.digest) this.#note(beat);
+    // With the firewall not in place nothing counts as in force, whatever the table.
+    if (current && beat.digest === this.#head.digest && beat.rules !== 'failed') this.#note(beat);
     if (current && beat.digest !== this.#head.digest && !this.#inFlight) {
       this.#held = { ...beat, digest: this.#head.digest, want: 'delta' };
       this.#drifted = true;
@@ -270,6 +269,8 @@ export class NodePublisher {
 
   async #raise(above: Lineage): Promise<void> {
     this.#see(await this.#ports.log.raiseLineage(this.node, above));
+    // What the node acknowledged until now may have been what is lost.
+    this.#acked = NOWHERE;
     this.#land();
     this.#ports.onEvent({ kind: 'lineage_raised', node: this.node, lineage: this.#head.lineage });
   }
@@ -333,6 +334,12 @@ export class NodePublisher {
   #forget(upTo: number = Number.POSITIVE_INFINITY): void {
     this.#pending = this.#pending.filter((step) => step.to > upTo);
     this.#pendingRows = this.#pending.reduce((sum, step) => sum + step.set.length + step.del.length, 0);
+  }
+
+  /** Of two commits, or of a commit and a read, the news may come in the other order; or what was known is lost. */
+  #hear(head: Head): void {
+    if (position(head, this.#head) < 0 && this.#doubt === 'none') this.#doubt = 'possible';
+    this.#see(head);
   }
 
   /** The head only ever rises. */

@@ -135,5 +135,6 @@ describe('what carries a node on', () => {
     ['a newer lineage', held(4, 1), { do: 'raise', above: 4 }],
     ['a generation never given out', held(3, 11), { do: 'raise', above: 3 }],
     ['other content under the same numbers', held(3, 10, B), { do: 'raise', above: 3 }],
+    ['another configuration under the same numbers', held(3, 10, A, 'snapshot'), { do: 'raise', above: 3 }],
   ])('%s', (_, decision, expected) => expect(decision).toEqual(expected));
 });

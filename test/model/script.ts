@@ -1,0 +1,113 @@
+/** What happens in one run, as data: a list of operations, each with a seed of its own and the time until the next. */
+import fc from 'fast-check';
+import { WEATHER, type Weather } from './faults.ts';
+
+export type Action =
+  /** Peers come, go, get another key for their addresses. */
+  | { do: 'add'; count: number }
+  | { do: 'remove'; count: number }
+  | { do: 'rotate' }
+  /** Addresses pass from peers that go to peers that come. */
+  | { do: 'exchange'; count: number }
+  /** Thousands of rows at once. */
+  | { do: 'bulk'; count: number }
+  | { do: 'configure' }
+  | { do: 'sweep' }
+  /** The database falls back by some commits; the controller goes on with it, or starts anew. */
+  | { do: 'restore'; commits: number; restart: boolean }
+  /** Somebody uses `wg` by hand. */
+  | { do: 'meddle'; how: 'rogue' | 'remove' | 'readdress' | 'steal' | 'delete interface' }
+  | { do: 'weather'; weather: Weather }
+  /** The agent dies after so many ms; what it left on disk and in the kernel stays, but for what is named. */
+  | { do: 'crash'; within: number; loses: 'nothing' | 'kernel' | 'disk' | 'both'; down: number }
+  /** The controller dies and comes back; with a broker of its own the nodes lose their connection. */
+  | { do: 'restart controller'; broker: 'embedded' | 'external'; down: number }
+  | { do: 'disconnect'; down: number }
+  /** Somebody on the way says something. */
+  | { do: 'attack'; how: 'forge' | 'replay' | 'redirect' | 'flip' | 'splice' };
+
+export interface Operation {
+  readonly action: Action;
+  readonly seed: number;
+  /** Milliseconds until the next one. */
+  readonly pause: number;
+}
+
+export interface Script {
+  readonly seed: number;
+  readonly operations: readonly Operation[];
+}
+
+const { constant, constantFrom, integer, record, boolean, oneof } = fc;
+const seed = fc.noShrink(integer({ min: 0, max: 0x7fffffff }));
+const time = (...longest: number[]) => oneof(...longest.map((max) => integer({ min: 0, max })));
+
+const add = record({ do: constant('add' as const), count: integer({ min: 1, max: 4 }) });
+const actions: { weight: number; arbitrary: fc.Arbitrary<Action> }[] = [
+  { weight: 8, arbitrary: add },
+  { weight: 4, arbitrary: record({ do: constant('remove'), count: integer({ min: 1, max: 3 }) }) },
+  { weight: 3, arbitrary: record({ do: constant('rotate') }) },
+  { weight: 2, arbitrary: record({ do: constant('exchange'), count: integer({ min: 1, max: 3 }) }) },
+  { weight: 2, arbitrary: record({ do: constant('configure') }) },
+  { weight: 2, arbitrary: record({ do: constant('sweep') }) },
+  {
+    weight: 2,
+    arbitrary: record({ do: constant('restore'), commits: integer({ min: 1, max: 4 }), restart: boolean() }),
+  },
+  {
+    weight: 4,
+    arbitrary: record({
+      do: constant('meddle'),
+      how: constantFrom('rogue', 'remove', 'readdress', 'steal', 'delete interface'),
+    }),
+  },
+  {
+    weight: 6,
+    arbitrary: record({
+      do: constant('weather'),
+      weather: constantFrom(...(Object.keys(WEATHER) as Weather[])),
+    }),
+  },
+  {
+    weight: 4,
+    arbitrary: record({
+      do: constant('crash'),
+      within: time(5, 500),
+      loses: constantFrom('nothing', 'nothing', 'kernel', 'disk', 'both'),
+      down: time(100, 20_000),
+    }),
+  },
+  {
+    weight: 2,
+    arbitrary: record({
+      do: constant('restart controller'),
+      broker: constantFrom('embedded', 'external'),
+      down: time(100, 20_000),
+    }),
+  },
+  { weight: 3, arbitrary: record({ do: constant('disconnect'), down: time(100, 20_000) }) },
+  {
+    weight: 4,
+    arbitrary: record({
+      do: constant('attack'),
+      how: constantFrom('forge', 'replay', 'redirect', 'flip', 'splice'),
+    }),
+  },
+];
+
+function script(choice: fc.Arbitrary<Action>, most: number): fc.Arbitrary<Script> {
+  const operation = record({ action: choice, seed, pause: time(10, 1000, 1000, 12_000) });
+  return record({ seed, operations: fc.array(operation, { minLength: 1, maxLength: most, size: 'max' }) });
+}
+
+/** The usual run: a table of a few dozen peers, where everything meets everything. */
+export const scripts = script(oneof(...actions), 24);
+
+/** Runs in which an update takes several parts and the journal outgrows its snapshot. */
+export const bulkScripts = script(
+  oneof(
+    { weight: 12, arbitrary: record({ do: constant('bulk'), count: integer({ min: 1500, max: 4500 }) }) },
+    ...actions,
+  ),
+  12,
+);
