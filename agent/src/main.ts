@@ -17,7 +17,7 @@ import { firewall } from './host/firewall.ts';
 import { lockTunnel } from './host/lock.ts';
 import { logger } from './host/log.ts';
 import { serveMetrics } from './host/metrics-server.ts';
-import { brokerLink } from './host/mqtt.ts';
+import { type BrokerLink, brokerLink } from './host/mqtt.ts';
 import { network } from './host/network.ts';
 import { shellExec } from './host/shells.ts';
 import { telemetry } from './host/telemetry.ts';
@@ -92,34 +92,36 @@ function makeAgent(options: RunOptions, identity: Identity, exec: Exec, log: Log
 async function run(options: RunOptions): Promise<void> {
   const log = logger((line) => process.stdout.write(line), options.logLevel);
   const identity = await loadIdentity(options.stateDir);
-  const unlock = await lockTunnel(options.interface);
   const { node, key } = identity;
   const link = brokerLink(
     { clock: systemClock, random: Math.random, log, fetch },
     { node: node.node, broker: node.broker, key },
   );
   const exec = shellExec();
-  const agent = makeAgent(options, identity, exec, log, link);
-  await agent.start();
-  const { applied, position, lastPass } = agent.status();
-  log.info({ version: VERSION, ...position, applied }, 'the host is as it was held');
-  if (options.once) {
+  try {
+    const agent = makeAgent(options, identity, exec, log, link);
+    const unlock = await lockTunnel(options.interface);
+    await agent.start();
+    const { applied, position, lastPass } = agent.status();
+    log.info({ version: VERSION, ...position, applied }, 'the host is as it was held');
+    if (options.once) process.exitCode = lastPass?.failures === 0 ? 0 : 1;
+    else await serve(options, agent, link, log);
     await agent.stop();
-    exec.close();
+    await link.stop();
     await unlock();
-    process.exitCode = lastPass && lastPass.failures === 0 ? 0 : 1;
-    return;
+  } finally {
+    exec.close();
   }
-  const metrics = options.metricsListen
-    ? await serveMetrics(options.metricsListen, () => agent.status())
-    : null;
+}
+
+/** Until told to stop. */
+async function serve(options: RunOptions, agent: Agent, link: BrokerLink, log: Log): Promise<void> {
+  const { metricsListen } = options;
+  const metrics = metricsListen ? await serveMetrics(metricsListen, () => agent.status()) : null;
   link.start(agent);
   await signalled();
   log.info({}, 'stopping; tunnels and rules stay');
-  await agent.stop();
-  await Promise.all([link.stop(), metrics?.close()]);
-  exec.close();
-  await unlock();
+  await metrics?.close();
 }
 
 /** Resolves at SIGTERM or SIGINT, and keeps the process alive until then. */

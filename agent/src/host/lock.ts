@@ -16,6 +16,7 @@ export function lockTunnel(interfaceName: string): Promise<() => Promise<void>> 
         : 'the agent could not be locked';
       reject(new KatafractError(taken ? 'already_running' : 'lock_failed', message, { cause }));
     });
+    server.unref();
     server.listen(`\0katafract-agent-${interfaceName}`, () => {
       resolve(() => new Promise<void>((done) => server.close(() => done())));
     });

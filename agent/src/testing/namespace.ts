@@ -24,7 +24,8 @@ ip link set eth0 up
 ip address add 192.0.2.2/24 dev eth0
 ip route add default via 192.0.2.1
 echo ready
-exec sleep infinity`;
+sleep infinity & wait # as the first process it also buries wireguard-go, which runs as nobody's child
+`;
 
 export async function namespace(): Promise<Namespace> {
   const child = spawn(
