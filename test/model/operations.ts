@@ -59,11 +59,11 @@ export function perform(world: World, action: Action): void {
       return;
     case 'restart controller':
       world.killController(action.broker);
-      world.clock.after(action.down, () => world.startController());
+      world.later(action.down, () => world.startController());
       return;
     case 'disconnect':
       world.cutLine();
-      world.clock.after(action.down, () => world.mendLine());
+      world.later(action.down, () => world.mendLine());
       return;
     case 'attack':
       // signing takes the world's time
@@ -196,7 +196,7 @@ function meddle(world: World, { how }: Of<'meddle'>): void {
 }
 
 function crash(world: World, { within, loses, down }: Of<'crash'>): void {
-  world.clock.after(within, () => {
+  world.later(within, () => {
     world.killNode();
     if (loses === 'kernel' || loses === 'both') {
       world.oracle.meddled();
@@ -206,7 +206,7 @@ function crash(world: World, { within, loses, down }: Of<'crash'>): void {
       world.disk.wipe();
       world.oracle.wiped();
     }
-    world.clock.after(down, () => world.startNode());
+    world.later(down, () => world.startNode());
   });
 }
 

@@ -4,7 +4,7 @@
  */
 import type { AgentStatus } from '@katafract/agent/agent';
 import { sameConfig } from '@katafract/agent/desired/receive';
-import { recover } from '@katafract/agent/desired/record';
+import { type Recovery, recover } from '@katafract/agent/desired/record';
 import type { PeerBatch } from '@katafract/agent/ports';
 import { allowedIps } from '@katafract/shared/digest';
 import type { NodeId, PublicKey } from '@katafract/shared/units';
@@ -45,6 +45,12 @@ export class Oracle {
   #acknowledged: Position = NOWHERE;
   readonly #waiting = new Set<Waiting>();
   #meddled = false;
+  /** What was last read from the disk; reading it costs more than most checks. */
+  #read: { snapshot: string | null; journal: string; held: Recovery['held'] } = {
+    snapshot: null,
+    journal: '',
+    held: null,
+  };
 
   constructor(view: OracleView) {
     this.#view = view;
@@ -137,7 +143,11 @@ export class Oracle {
 
   #onDisk(): State | null {
     const { node, disk, log } = this.#view;
-    const { held } = recover(disk.snapshot, disk.journal, node);
+    const { snapshot, journal } = disk;
+    if (this.#read.snapshot !== snapshot || this.#read.journal !== journal) {
+      this.#read = { snapshot, journal, held: recover(snapshot, journal, node).held };
+    }
+    const { held } = this.#read;
     if (!held) return null;
     const [state] = log.past(node, held);
     if (!state) throw new Violation(`the disk has what never was: ${text(held)}`);

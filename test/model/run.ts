@@ -37,8 +37,10 @@ export async function run(
 /** Everything works again, and an operator agrees to whatever the tables have become. */
 async function calm(world: World): Promise<void> {
   world.faults = CALM;
-  // what was to come back comes back by itself, and what a crash still to come takes down as well
-  await world.clock.advance(25_000);
+  // what is down comes back by itself, also what is still to go down
+  while (world.faultsEnd >= world.clock.now()) {
+    await world.clock.advance(world.faultsEnd - world.clock.now() + 1);
+  }
   world.mendLine();
   world.startController();
   world.startNode();

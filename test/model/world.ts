@@ -61,6 +61,8 @@ export class World {
   readonly copies: Copy[] = [];
   /** The first thing that must not be; the run ends with it. */
   violation: unknown = null;
+  /** When the last fault under way is over. */
+  faultsEnd = 0;
   #node: NodeRun | null = null;
   #controller: Controller | null = null;
   /** The line between the two, and whether the broker on it is up. */
@@ -125,6 +127,12 @@ export class World {
 
   get node(): NodeRun | null {
     return this.#node;
+  }
+
+  /** Does something that a fault leads to, after `ms`. */
+  later(ms: number, task: () => void): void {
+    this.faultsEnd = Math.max(this.faultsEnd, this.clock.now() + ms);
+    this.clock.after(ms, task);
   }
 
   /** From now on chance comes from another seed. */
