@@ -1,14 +1,18 @@
-/** A real Mosquitto (Debian's) with its dynamic-security plugin, on a free port of the loopback, in a folder that goes with it. */
-import { execFile, spawn } from 'node:child_process';
+/**
+ * A real Mosquitto (Debian's) with its dynamic-security plugin, in a folder that goes with it: on a free port of the
+ * loopback for tests, and on any host of the lab.
+ */
+import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { once } from 'node:events';
 import { existsSync } from 'node:fs';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { createServer, connect as dial } from 'node:net';
-import { tmpdir } from 'node:os';
+import { mkdir, writeFile } from 'node:fs/promises';
+import { connect as dial } from 'node:net';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { waitFor } from './lab/wait.ts';
+import { Program } from './lab/process.ts';
+import { claim } from './lab/registry.ts';
+import { Hopeless, waitFor } from './lab/wait.ts';
+import { freePort } from './ports.ts';
 
 export interface Mosquitto {
   readonly url: string;
@@ -20,31 +24,37 @@ export interface Mosquitto {
   stop(): Promise<void>;
 }
 
+/** A Mosquitto that is ready to be started. */
+export interface PreparedMosquitto {
+  readonly command: string;
+  readonly args: readonly string[];
+  readonly url: string;
+  readonly username: string;
+  readonly password: string;
+  readonly passwordFile: string;
+}
+
 const PLUGIN = ['x86_64', 'aarch64']
   .map((machine) => `/usr/lib/${machine}-linux-gnu/mosquitto_dynamic_security.so`)
   .find(existsSync);
 
-/** A port that was free a moment ago. */
-export async function freePort(host = '127.0.0.1'): Promise<number> {
-  const server = createServer().listen(0, host);
-  await once(server, 'listening');
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (typeof address !== 'object' || !address) throw new Error('no port');
-  return address.port;
-}
-
-export async function startMosquitto(): Promise<Mosquitto> {
+/** Writes its configuration and its one user, the controller, into `folder`. */
+export async function prepareMosquitto(
+  folder: string,
+  address: string,
+  port: number,
+): Promise<PreparedMosquitto> {
   if (!PLUGIN) throw new Error('Mosquitto has no dynamic-security plugin here');
-  const folder = await mkdtemp(join(tmpdir(), 'katafract-mosquitto-'));
+  await mkdir(folder, { recursive: true });
   const username = 'controller';
   const password = randomBytes(18).toString('base64url');
-  const port = await freePort();
   const users = join(folder, 'dynamic-security.json');
   await promisify(execFile)('mosquitto_ctrl', ['dynsec', 'init', users, username, password]);
+  const passwordFile = join(folder, 'password');
+  await writeFile(passwordFile, password, { mode: 0o600 });
   const config = join(folder, 'mosquitto.conf');
   const lines = [
-    `listener ${port} 127.0.0.1`,
+    `listener ${port} ${address}`,
     'allow_anonymous false',
     'user root',
     'set_tcp_nodelay true',
@@ -52,35 +62,45 @@ export async function startMosquitto(): Promise<Mosquitto> {
     `plugin_opt_config_file ${users}`,
   ];
   await writeFile(config, `${lines.join('\n')}\n`);
-  let child: ReturnType<typeof spawn> | null = null;
-  const log = join(folder, 'log');
-  const start = async () => {
-    child = spawn('/usr/sbin/mosquitto', ['-c', config], { stdio: ['ignore', 'ignore', 'pipe'] });
-    child.stderr?.on('data', (chunk) => void writeFile(log, chunk, { flag: 'a' }));
-    await waitFor('Mosquitto', () => listens(port), { deadlineMs: 10_000 }).catch(async (cause: unknown) => {
-      throw new Error(`Mosquitto did not start: ${await readFile(log, 'utf8').catch(() => '')}`, { cause });
-    });
-  };
-  const end = async (signal: NodeJS.Signals) => {
-    const running = child;
-    child = null;
-    if (!running || running.exitCode !== null) return;
-    const exited = once(running, 'exit');
-    running.kill(signal);
-    await exited;
-  };
-  await start();
-  return {
-    url: `mqtt://127.0.0.1:${port}`,
-    username,
-    password,
-    kill: () => end('SIGKILL'),
-    start,
-    async stop() {
-      await end('SIGTERM');
-      await rm(folder, { recursive: true });
-    },
-  };
+  const url = `mqtt://${address}:${port}`;
+  return { command: 'mosquitto', args: ['-c', config], url, username, password, passwordFile };
+}
+
+export async function startMosquitto(): Promise<Mosquitto> {
+  const owned = await claim();
+  try {
+    const port = await freePort();
+    const { command, args, url, username, password } = await prepareMosquitto(
+      owned.folder,
+      '127.0.0.1',
+      port,
+    );
+    let program: Program;
+    const start = async () => {
+      program = new Program(command, args, join(owned.folder, 'log'), { cwd: owned.folder });
+      await waitFor('Mosquitto', () => {
+        if (!program.running) throw new Hopeless(`Mosquitto did not start: ${program.log.tail()}`);
+        return listens(port);
+      });
+    };
+    await start();
+    return {
+      url,
+      username,
+      password,
+      kill: async () => {
+        await program.stop('SIGKILL');
+      },
+      start,
+      async stop() {
+        await program.stop();
+        await owned.release();
+      },
+    };
+  } catch (error) {
+    await owned.release();
+    throw error;
+  }
 }
 
 function listens(port: number): Promise<boolean> {

@@ -1,9 +1,8 @@
 /** A real Redis 7 (Debian's) for tests, on a free port of the loopback; nothing of it is kept on disk. */
-import { once } from 'node:events';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { Program } from './lab/process.ts';
 import { claim } from './lab/registry.ts';
+import { freePort } from './ports.ts';
 
 export interface Redis {
   /** For REDIS_URL and ioredis. */
@@ -40,14 +39,4 @@ export async function startRedis(): Promise<Redis> {
       await owned.release();
     },
   };
-}
-
-/** A port that was free a moment ago. */
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const address = server.address();
-  await new Promise((resolve) => server.close(resolve));
-  if (typeof address !== 'object' || !address) throw new Error('no port');
-  return address.port;
 }

@@ -8,7 +8,7 @@ import { Hopeless, waitFor } from './wait.ts';
 
 const API_PORT = 8080;
 const MESH_PORT = 8081;
-const MQTT_PORT = 1883;
+export const MQTT_PORT = 1883;
 
 export interface ControllerOptions {
   readonly host: Host;

@@ -27,8 +27,10 @@
  *   IPv6 beside it:  exits 2001:db8:113::/64   devices 2001:db8:2::/64   web server 2001:db8:51::80
  *                    mesh fd7a:115c:a1e0::/48  (the last group counts as in IPv4)
  */
+import { join } from 'node:path';
 import { Peer } from '@katafract/shared/api';
-import { Controller, expectOk } from './controller.ts';
+import { prepareMosquitto } from '../mosquitto.ts';
+import { Controller, expectOk, MQTT_PORT } from './controller.ts';
 import { Device, type KeyPair, makeKeys } from './device.ts';
 import { Exit } from './exit.ts';
 import { Host } from './host.ts';
@@ -51,6 +53,8 @@ export interface LabOptions {
   readonly devices: number;
   /** Postgres for the controller; its own embedded one where absent. */
   readonly database?: string;
+  /** `embedded` where absent. */
+  readonly broker?: 'embedded' | 'mosquitto';
   readonly controllerEnv?: NodeJS.ProcessEnv;
   readonly agentArgs?: readonly string[];
   readonly agentEnv?: NodeJS.ProcessEnv;
@@ -156,12 +160,24 @@ export class Network {
   }
 }
 
+/** A broker that is a process of its own. */
+export interface ForeignBroker {
+  kill(): Promise<unknown>;
+  start(): void;
+}
+
 export class Lab extends Network {
   #controller: Controller | undefined;
+  #broker: ForeignBroker | undefined;
 
   get controller(): Controller {
     if (!this.#controller) throw new Error('the lab is not up');
     return this.#controller;
+  }
+
+  get broker(): ForeignBroker {
+    if (!this.#broker) throw new Error('the broker is part of the controller');
+    return this.#broker;
   }
 
   /** Base URL of the API with all of its routes, reachable from the machine itself. */
@@ -198,7 +214,7 @@ export class Lab extends Network {
       meshAddress: mesh.ipv4,
       folder: this.folder,
       ...(options.database === undefined ? {} : { database: options.database }),
-      env: options.controllerEnv ?? {},
+      env: { ...(await this.#startBroker(options.broker)), ...options.controllerEnv },
     });
     await this.controller.connect();
     await this.controller.start();
@@ -209,6 +225,27 @@ export class Lab extends Network {
     for (const exit of this.exits) exit.startAgent();
     await this.nodesOnline();
     onStep('all agents connected');
+  }
+
+  /** @returns what the controller must be told of it */
+  async #startBroker(kind: LabOptions['broker'] = 'embedded'): Promise<NodeJS.ProcessEnv> {
+    if (kind === 'embedded') return {};
+    const [, mesh] = cables.artemis();
+    const prepared = await prepareMosquitto(join(this.folder, 'mosquitto'), mesh?.ipv4 ?? '', MQTT_PORT);
+    const start = () => this.artemis.start('mosquitto', prepared.command, prepared.args);
+    let program = start();
+    this.#broker = {
+      kill: () => program.stop('SIGKILL'),
+      start: () => {
+        program = start();
+      },
+    };
+    return {
+      KATAFRACT_MQTT_URL: prepared.url,
+      KATAFRACT_MQTT_PUBLIC_URL: prepared.url,
+      KATAFRACT_MQTT_USERNAME: prepared.username,
+      KATAFRACT_MQTT_PASSWORD_FILE: prepared.passwordFile,
+    };
   }
 
   async #join(spec: LabOptions['exits'][number]): Promise<void> {

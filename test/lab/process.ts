@@ -5,6 +5,12 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, readFileSync, statSync, watch } from 'node:fs';
 
+/** Messages in English, and the programs of the sbin directories found whatever the path of the caller. */
+function environment(extra: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv {
+  const { PATH = '' } = process.env;
+  return { ...process.env, PATH: `${PATH}:/usr/sbin:/sbin`, LC_ALL: 'C', ...extra };
+}
+
 export interface Output {
   readonly code: number;
   readonly stdout: string;
@@ -22,7 +28,7 @@ export function run(command: string, args: readonly string[], options: RunOption
   return new Promise((resolve) => {
     const child = spawn(command, args, {
       stdio: ['pipe', 'pipe', 'pipe'],
-      env: { ...process.env, LC_ALL: 'C', ...options.env },
+      env: environment(options.env),
       ...(options.timeoutMs === undefined
         ? {}
         : { timeout: options.timeoutMs, killSignal: 'SIGKILL' as const }),
@@ -128,7 +134,7 @@ export class Program {
     const file = openSync(logPath, 'a');
     this.#child = spawn(command, args, {
       stdio: ['ignore', file, file],
-      env: { ...process.env, LC_ALL: 'C', ...options.env },
+      env: environment(options.env),
       cwd: options.cwd ?? '/',
     });
     closeSync(file);
