@@ -12,8 +12,8 @@ import { openLedger } from './desired/ledger.ts';
 import { receive } from './desired/receive.ts';
 import { systemExec } from './host/exec.ts';
 import { ledgerFiles, writeDurably } from './host/files.ts';
+import { type Namespace, namespace } from './host/testing/namespace.ts';
 import { CONFIG, NODE, peer, peers, whole } from './testing/messages.ts';
-import { type Namespace, namespace } from './testing/namespace.ts';
 import { VERSION } from './version.ts';
 
 const TSX = createRequire(import.meta.url).resolve('tsx');

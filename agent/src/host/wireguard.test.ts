@@ -4,8 +4,8 @@ import { join } from 'node:path';
 import { allowedIps } from '@katafract/shared/digest';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { peer, peers } from '../testing/messages.ts';
-import { type Namespace, namespace } from '../testing/namespace.ts';
 import { systemExec } from './exec.ts';
+import { type Namespace, namespace } from './testing/namespace.ts';
 import { wireguard } from './wireguard.ts';
 
 describe.skipIf(process.getuid?.() !== 0)('wg on a real interface', () => {

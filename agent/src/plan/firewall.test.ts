@@ -1,8 +1,8 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { firewall } from '../host/firewall.ts';
+import { type Namespace, namespace } from '../host/testing/namespace.ts';
 import type { Family } from '../ports.ts';
 import { CONFIG } from '../testing/messages.ts';
-import { type Namespace, namespace } from '../testing/namespace.ts';
 import { planFirewall } from './firewall.ts';
 import { FAMILIES, RULES, type RuleContext, ruleContext } from './rules.ts';
 

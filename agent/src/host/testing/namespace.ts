@@ -4,7 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { type Exec, systemExec } from '../host/exec.ts';
+import { type Exec, systemExec } from '../exec.ts';
 
 export interface Namespace {
   /** Runs commands on that host. */
@@ -27,14 +27,11 @@ echo ready
 sleep infinity & wait # as the first process it also buries wireguard-go, which runs as nobody's child
 `;
 
+const UNSHARE = ['unshare', '--net', '--mount', '--pid', '--fork', '--mount-proc', '--kill-child'] as const;
+
 export async function namespace(): Promise<Namespace> {
-  const child = spawn(
-    'unshare',
-    ['--net', '--mount', '--pid', '--fork', '--mount-proc', '--kill-child', 'sh', '-ec', SETUP],
-    {
-      stdio: ['ignore', 'pipe', 'inherit'],
-    },
-  );
+  const [program, ...flags] = UNSHARE;
+  const child = spawn(program, [...flags, 'sh', '-ec', SETUP], { stdio: ['ignore', 'pipe', 'inherit'] });
   await once(child.stdout, 'data');
   // `unshare --fork` stays outside of the process namespace; its child is the first process inside.
   const inside = (await systemExec.run('pgrep', ['-P', String(child.pid)])).trim();
