@@ -20,6 +20,9 @@ export interface ControllerOptions {
   readonly env: NodeJS.ProcessEnv;
 }
 
+/** Longer than any answer may take; a call that hangs must fail, and say which it was. */
+const ANSWER_MS = 60_000;
+
 /** An answer of the API. */
 export interface ApiResponse<T> {
   readonly status: number;
@@ -112,7 +115,7 @@ export class Controller {
     await waitFor('the controller to be ready', async () => {
       if (!program.running)
         throw new Hopeless(`the controller ended (${await program.ended}):\n${program.log.tail()}`);
-      return (await fetch(`${this.api}/readyz`)).ok;
+      return (await fetch(`${this.api}/readyz`, { signal: AbortSignal.timeout(5000) })).ok;
     });
   }
 
@@ -147,6 +150,7 @@ async function call<T>(
 ): Promise<ApiResponse<T>> {
   const response = await fetch(`${base}${path}`, {
     method,
+    signal: AbortSignal.timeout(ANSWER_MS),
     headers: {
       authorization: `Bearer ${token}`,
       ...(method === 'POST' ? { 'idempotency-key': key } : {}),
