@@ -45,7 +45,10 @@ beforeAll(async () => {
   reports = new Reports(db, systemClock, 'model', (error) => expect.fail(String(error)));
   await db.sql`insert into regions (id, name, country, latitude, longitude) values ('fra', 'Frankfurt', 'DE', 50, 8)`;
 });
-afterAll(() => db.close());
+afterAll(async () => {
+  await reports.stop();
+  await db.close();
+});
 beforeEach(emptyNodes);
 
 async function emptyNodes(): Promise<void> {
@@ -246,7 +249,7 @@ class Follower {
   /** Had a generation become visible before a lower one, this would miss the lower one's rows. */
   async follow(): Promise<void> {
     const update = await readDelta(db.sql, this.node, this.at, configOf);
-    if (!update) throw new Error('nothing was swept');
+    if (!update) throw new Error('what it has not read yet was swept');
     for (const publicKey of update.del) this.rows.delete(publicKey);
     for (const row of update.set) this.rows.set(row[0], row);
     this.at = update.to;
@@ -283,19 +286,29 @@ async function write(writer: number): Promise<{ node: NodeId; to: Generation }[]
   return made;
 }
 
-it('orders many transactions on the same nodes: generations rise in commit order, digests are those of the rows', async () => {
+it('orders many transactions on the same nodes beside sweeps and reports: generations rise in commit order', async () => {
   const followers = NODES.map((id) => new Follower(id));
   let writing = true;
-  const following = Promise.all(
-    followers.map(async (follower) => {
-      while (writing) await follower.follow();
-    }),
-  );
+  const following = followers.map(async (follower) => {
+    while (writing) {
+      await follower.follow();
+      reports.add(follower.node, { appliedLineage: 1 as Lineage, appliedGeneration: follower.at });
+    }
+  });
+  let swept = 0;
+  const sweeping = async () => {
+    while (writing) {
+      await reports.flush();
+      swept += await sweepTombstones(db.sql);
+    }
+  };
+  const reading = Promise.all([...following, sweeping()]);
   const written = Promise.all(Array.from({ length: WRITERS }, (_, writer) => write(writer)));
   const made = await written.finally(() => {
     writing = false;
   });
-  await following;
+  await reading;
+  expect(swept).toBeGreaterThan(0);
   for (const follower of followers) {
     await follower.follow();
     const given = made.flat().filter((one) => one.node === follower.node);
