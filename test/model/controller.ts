@@ -28,10 +28,14 @@ export interface ControllerWorld {
   faults(): Faults;
   /** Hands a signed message to the broker. */
   down(jws: string): void;
+  /** A report was written, which the other controllers are notified of. */
+  reported(applied: Position): void;
   /** For tests that break something: gets the ports and may return others. */
   tamper?(ports: PublisherPorts): PublisherPorts;
 }
 
+/** How often a controller reads every head anew, in ms (jobs.ts). */
+const REFRESH_MS = 60_000;
 /** How long reports gather before they are written, in ms (reports.ts). */
 const REPORT_MS = 200;
 
@@ -59,6 +63,14 @@ export class Controller {
       onEvent: (event) => this.#onEvent(event),
     };
     this.publisher = new NodePublisher(world.node, start, world.tamper?.(ports) ?? ports);
+    this.#refreshLater();
+  }
+
+  #refreshLater(): void {
+    this.process.clock.after(REFRESH_MS, () => {
+      this.refresh();
+      this.#refreshLater();
+    });
   }
 
   #duration(): number {
@@ -117,8 +129,11 @@ export class Controller {
   }
 
   #writeReport(): void {
-    if (this.#report && !this.#fails()) this.#world.log.report(this.#world.node, this.#report);
+    const report = this.#report;
     this.#report = null;
+    if (!report || this.#fails()) return;
+    this.#world.log.report(this.#world.node, report);
+    this.#world.reported(report);
   }
 
   /**
@@ -142,11 +157,11 @@ export class Controller {
     this.refresh();
   }
 
-  /** Reads the node's row anew, as after any other change of it. */
+  /** Reads the node's row anew, as after any other change of it; where that fails, the next time will do. */
   refresh(): void {
     this.#query(() => this.#world.log.head(this.#world.node)).then(
       (head) => this.publisher.wake(head),
-      () => this.process.clock.after(1000, () => this.refresh()),
+      () => undefined,
     );
   }
 

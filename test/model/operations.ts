@@ -58,8 +58,8 @@ export function perform(world: World, action: Action): void {
       crash(world, action);
       return;
     case 'restart controller':
-      world.killController(action.broker);
-      world.later(action.down, () => world.startController());
+      world.killController(action.which);
+      world.later(action.down, () => world.startControllers());
       return;
     case 'disconnect':
       world.cutLine();
@@ -77,15 +77,16 @@ function rethrow(error: unknown): never {
 
 type Rows = ReturnType<typeof tuple>[];
 
-/** One transaction of the controller, with a caller who waits for the kernel. None while it is down. */
+/** One transaction of a controller, with a caller who waits for the kernel. None while all are down. */
 function commit(world: World, set: Rows, del: PublicKey[]): void {
-  const { controller, log } = world;
+  const { fleet, log } = world;
+  const controller = fleet.any();
   if (!controller || set.length + del.length === 0) return;
   remember(world);
   for (const step of log.commit([{ node: NODE, set, del }])) {
     const keys = [...set.map(([key]) => key), ...del];
     const waiting = world.oracle.wait(log.state(NODE), keys);
-    controller.announce(step, PATIENCE_MS, (applied) =>
+    fleet.announce(controller, step, PATIENCE_MS, (applied) =>
       world.check(() => world.oracle.waited(waiting, applied)),
     );
   }
@@ -155,14 +156,14 @@ function bulk(world: World, count: number): void {
 }
 
 function configure(world: World): void {
-  if (!world.controller) return;
+  if (world.fleet.alive.length === 0) return;
   remember(world);
   const { operation } = world.random;
   world.log.configure(NODE, {
     mtu: operation.integer(1280, 1500),
     listenPort: operation.integer(51820, 51830),
   });
-  world.controller.refresh();
+  for (const controller of world.fleet.alive) controller.refresh();
 }
 
 function restore(world: World, action: Of<'restore'>): void {
@@ -170,10 +171,11 @@ function restore(world: World, action: Of<'restore'>): void {
   if (!copy) return;
   world.copies.splice(-action.commits);
   world.log.restore(copy);
-  if (action.restart && world.controller) {
-    world.killController('external');
-    world.startController();
-  } else world.controller?.reconnect();
+  world.fleet.reconnect();
+  if (!action.restart) return;
+  world.killController(0);
+  world.killController(1);
+  world.later(0, () => world.startControllers());
 }
 
 function meddle(world: World, { how }: Of<'meddle'>): void {

@@ -186,7 +186,7 @@ export class Oracle {
   }
 
   /** What still keeps the node from being what the log says; null when nothing does. */
-  difference(acked: Position): string | null {
+  difference(acked: readonly Position[]): string | null {
     const { log, node, kernel } = this.#view;
     const wanted = log.state(node);
     const status = this.#view.status();
@@ -195,10 +195,12 @@ export class Oracle {
       return `the node holds ${text(status.position)}, the log is at ${text(wanted)}`;
     }
     if (!this.#kernelIs(wanted)) return 'the kernel has another table';
-    if (!log.ambiguous && !(kernel.config && sameConfig(kernel.config, wanted.config))) {
+    if (!log.lostConfig && !(kernel.config && sameConfig(kernel.config, wanted.config))) {
       return 'the interface has another configuration';
     }
-    if (order(acked, wanted) !== 0) return `acknowledged is ${text(acked)}, the log is at ${text(wanted)}`;
+    const behind = acked.find((at) => order(at, wanted) !== 0);
+    if (behind) return `acknowledged is ${text(behind)}, the log is at ${text(wanted)}`;
+    if (acked.length === 0) return 'the node is connected to nobody';
     const disk = this.#onDisk();
     if (!disk || order(disk, wanted) !== 0) return 'the disk has another state';
     return null;

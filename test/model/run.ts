@@ -1,6 +1,5 @@
 /** One run: a script, then calm, then the question whether everything has become one. */
 import { CALM } from './faults.ts';
-import { NOWHERE } from './log-model.ts';
 import { perform } from './operations.ts';
 import { Violation } from './oracle.ts';
 import type { Script } from './script.ts';
@@ -18,8 +17,8 @@ export async function run(
   tampering: Tampering = {},
   onAction: (action: unknown, world: World) => void = () => undefined,
 ): Promise<World> {
-  const world = new World(script.seed, keys, tampering);
-  world.startController();
+  const world = new World(script.seed, script.topology, keys, tampering);
+  world.startControllers();
   world.startNode();
   for (const { action, seed, pause } of script.operations) {
     world.reseed(seed);
@@ -42,10 +41,10 @@ async function calm(world: World): Promise<void> {
     await world.clock.advance(world.faultsEnd - world.clock.now() + 1);
   }
   world.mendLine();
-  world.startController();
+  world.startControllers();
   world.startNode();
   world.log.allowShrink(NODE);
-  world.controller?.refresh();
+  for (const controller of world.fleet.alive) controller.refresh();
   if (world.violation) throw world.violation;
 }
 
@@ -54,7 +53,7 @@ async function converge(world: World): Promise<void> {
   for (let beat = 0; beat < PATIENCE; beat++) {
     await world.clock.advance(HEARTBEAT_MS);
     if (world.violation) throw world.violation;
-    difference = world.oracle.difference(world.controller?.publisher.acked ?? NOWHERE);
+    difference = world.oracle.difference(world.fleet.hearing.map(({ publisher }) => publisher.acked));
     if (difference === null) return;
   }
   throw new Violation(`after ${PATIENCE} heartbeats ${difference}`);

@@ -1,6 +1,7 @@
 /** What happens in one run, as data: a list of operations, each with a seed of its own and the time until the next. */
 import fc from 'fast-check';
 import { WEATHER, type Weather } from './faults.ts';
+import { TOPOLOGIES, type Topology } from './fleet.ts';
 
 export type Action =
   /** Peers come, go, get another key for their addresses. */
@@ -20,8 +21,8 @@ export type Action =
   | { do: 'weather'; weather: Weather }
   /** The agent dies after so many ms; what it left on disk and in the kernel stays, but for what is named. */
   | { do: 'crash'; within: number; loses: 'nothing' | 'kernel' | 'disk' | 'both'; down: number }
-  /** The controller dies and comes back; with a broker of its own the nodes lose their connection. */
-  | { do: 'restart controller'; broker: 'embedded' | 'external'; down: number }
+  /** A controller dies and comes back; with a broker inside it the node loses its connection. */
+  | { do: 'restart controller'; which: number; down: number }
   | { do: 'disconnect'; down: number }
   /** Somebody on the way says something. */
   | { do: 'attack'; how: 'forge' | 'replay' | 'redirect' | 'flip' | 'splice' };
@@ -35,6 +36,7 @@ export interface Operation {
 
 export interface Script {
   readonly seed: number;
+  readonly topology: Topology;
   readonly operations: readonly Operation[];
 }
 
@@ -81,7 +83,7 @@ const actions: { weight: number; arbitrary: fc.Arbitrary<Action> }[] = [
     weight: 2,
     arbitrary: record({
       do: constant('restart controller'),
-      broker: constantFrom('embedded', 'external'),
+      which: integer({ min: 0, max: 1 }),
       down: time(100, 20_000),
     }),
   },
@@ -97,7 +99,12 @@ const actions: { weight: number; arbitrary: fc.Arbitrary<Action> }[] = [
 
 function script(choice: fc.Arbitrary<Action>, most: number): fc.Arbitrary<Script> {
   const operation = record({ action: choice, seed, pause: time(10, 1000, 1000, 12_000) });
-  return record({ seed, operations: fc.array(operation, { minLength: 1, maxLength: most, size: 'max' }) });
+  const topology = constantFrom('embedded', ...TOPOLOGIES);
+  return record({
+    seed,
+    topology,
+    operations: fc.array(operation, { minLength: 1, maxLength: most, size: 'max' }),
+  });
 }
 
 /** The usual run: a table of a few dozen peers, where everything meets everything. */

@@ -55,9 +55,10 @@ export async function failureOf(scripts: fc.Arbitrary<Script>, seed: number): Pr
   if (first === null) return null;
   const all = await property(scripts, {});
   const small = await fc.check(all, { seed, numRuns: 1, interruptAfterTimeLimit: SHRINKING_MS });
+  const left = small.counterexample?.[0];
   return [
     `seed ${seed}: ${first}; replay it by KATAFRACT_MODEL_SEED=${seed}`,
-    `after ${small.numShrinks} steps smaller (${textOf(small.errorInstance)}), seed ${small.counterexample?.[0].seed}:`,
-    ...(small.counterexample?.[0].operations ?? []).map((operation) => `  ${JSON.stringify(operation)}`),
+    `after ${small.numShrinks} steps smaller (${textOf(small.errorInstance)}); seed ${left?.seed}, ${left?.topology}:`,
+    ...(left?.operations ?? []).map((operation) => `  ${JSON.stringify(operation)}`),
   ].join('\n');
 }

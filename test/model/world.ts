@@ -1,5 +1,5 @@
 /**
- *     scripts ──► operations.ts ──► log model ◄──── controller.ts (real NodePublisher, real signatures)
+ *     scripts ──► operations.ts ──► log model ◄──── fleet.ts: controllers (real NodePublisher)
  *                     │                 │                │ down            ▲ up
  *                     │                 │                ▼                 │
  *                     │              oracle ◄─── network: loses, doubles, delays, damages, injects
@@ -7,15 +7,16 @@
  *                     ▼                 │                ▼                 │
  *               faults, crashes ──► kernel, disk ◄──── node.ts (real agent core)
  *
- * One node and its controller in virtual time. Everything random comes from the script's seeds.
+ * One node and its controllers in virtual time. Everything random comes from the script's seeds.
  */
 import type { UplinkMessage } from '@katafract/agent/ports';
 import type { NodeConfig } from '@katafract/shared/desired';
 import type { Cidr4, Cidr6, Lineage, NodeId } from '@katafract/shared/units';
-import { Controller, type ControllerWorld } from './controller.ts';
+import type { ControllerWorld } from './controller.ts';
 import { cryptoTakes } from './crypto.ts';
 import { Disk } from './disk.ts';
 import { CALM, type Faults } from './faults.ts';
+import { Fleet, type Topology } from './fleet.ts';
 import { Kernel } from './kernel.ts';
 import { type Copy, LogModel } from './log-model.ts';
 import { Network } from './network.ts';
@@ -52,6 +53,7 @@ export class World {
   readonly log = new LogModel();
   readonly kernel = new Kernel();
   readonly disk = new Disk();
+  readonly fleet: Fleet;
   readonly network: Network;
   readonly oracle: Oracle;
   readonly keys: Keys;
@@ -64,15 +66,13 @@ export class World {
   /** When the last fault under way is over. */
   faultsEnd = 0;
   #node: NodeRun | null = null;
-  #controller: Controller | null = null;
-  /** The line between the two, and whether the broker on it is up. */
+  /** Whether the line between node and brokers is whole. */
   #line = true;
-  #broker = true;
   #connected = false;
   #runs = 0;
   readonly #tampering: Tampering;
 
-  constructor(seed: number, keys: Keys, tampering: Tampering = {}) {
+  constructor(seed: number, topology: Topology, keys: Keys, tampering: Tampering = {}) {
     this.keys = keys;
     this.#tampering = tampering;
     this.random = streams(seed);
@@ -80,10 +80,24 @@ export class World {
     const random = () => this.random;
     const faults = () => this.faults;
     this.log.add(NODE, ENROLLED_LINEAGE, CONFIG);
+    const { controller: tamper } = tampering;
+    this.fleet = new Fleet(
+      {
+        clock: this.clock,
+        node: NODE,
+        log: this.log,
+        stateKey: keys.state.privateKey,
+        random,
+        faults,
+        down: (jws) => this.network.down(jws),
+        ...(tamper ? { tamper } : {}),
+      },
+      topology,
+    );
     this.network = new Network(this.clock, random, faults, {
       online: () => this.#connected,
       toNode: (jws) => this.#node?.agent.onDesired(jws),
-      toController: (leaf, text) => this.check(() => this.#controller?.receive(leaf, text)),
+      toController: (leaf, text) => this.check(() => this.fleet.receive(leaf, text)),
       garbled: (leaf, text) => this.check(() => this.#garbled(leaf, text)),
     });
     this.oracle = new Oracle({
@@ -104,11 +118,11 @@ export class World {
 
   #garbled(leaf: UplinkMessage['leaf'], text: string): void {
     try {
-      this.#controller?.receive(leaf, text);
+      this.fleet.receive(leaf, text);
     } catch {
       return; // as it should be
     }
-    if (this.#controller) throw new Violation('a damaged message was read');
+    if (this.fleet.hearing.length > 0) throw new Violation('a damaged message was read');
   }
 
   /** Runs a check; what it throws ends the run. */
@@ -119,10 +133,6 @@ export class World {
     } catch (error) {
       this.violation = error;
     }
-  }
-
-  get controller(): Controller | null {
-    return this.#controller;
   }
 
   get node(): NodeRun | null {
@@ -140,29 +150,13 @@ export class World {
     this.random = streams(seed);
   }
 
-  startController(): void {
-    this.#broker = true;
-    if (this.#controller) return;
-    const { controller: tamper } = this.#tampering;
-    this.#controller = new Controller({
-      clock: this.clock,
-      node: NODE,
-      log: this.log,
-      stateKey: this.keys.state.privateKey,
-      random: () => this.random,
-      faults: () => this.faults,
-      down: (jws) => this.network.down(jws),
-      ...(tamper ? { tamper } : {}),
-    });
+  startControllers(): void {
+    this.fleet.start();
     this.#connectSoon();
   }
 
-  killController(broker: 'embedded' | 'external'): void {
-    this.#controller?.kill();
-    this.#controller = null;
-    if (broker === 'external') return;
-    this.#broker = false;
-    this.#disconnect();
+  killController(which: number): void {
+    if (this.fleet.kill(which)) this.#disconnect();
   }
 
   startNode(): void {
@@ -219,18 +213,17 @@ export class World {
 
   #connectSoon(): void {
     this.clock.after(1 + this.random.operation.integer(0, this.faults.slow), () => {
-      if (this.#connected || !this.#line || !this.#broker || !this.#node?.ready) return;
+      if (this.#connected || !this.#line || !this.#node?.ready || !this.fleet.connect()) return;
       this.#connected = true;
       this.#node.agent.onConnected();
     });
   }
 
-  /** The node notices at once; the controller hears it from the broker, sooner or later. */
+  /** The node notices at once. */
   #disconnect(): void {
     if (!this.#connected) return;
     this.#connected = false;
     if (this.#node?.process.alive) this.#node.agent.onDisconnected();
-    const controller = this.#controller;
-    this.clock.after(this.random.operation.integer(0, 2000), () => controller?.publisher.gone());
+    this.fleet.disconnected();
   }
 }

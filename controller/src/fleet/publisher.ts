@@ -121,9 +121,13 @@ export class NodePublisher {
     return this.#acked.lineage === lineage && this.#reached({ lineage, generation });
   }
 
-  /** Resolves true once the kernel has `target`, false after `ms`. Never rejects. */
+  /**
+   * Resolves true once the kernel has `target`; false after `ms`, or when a new lineage begins, since then nobody can
+   * tell whether the change is among what was lost. Never rejects.
+   */
   waitFor(target: Position, ms: number): Promise<boolean> {
     if (this.#reached(target)) return Promise.resolve(true);
+    if (target.lineage < this.#head.lineage) return Promise.resolve(false);
     return new Promise((resolve) => {
       const waiter: Waiter = {
         ...target,
@@ -260,7 +264,7 @@ export class NodePublisher {
     const head = await log.head(this.node);
     if (!head) return;
     if (this.#doubt === 'lost' || position(head, known) < 0) {
-      this.#lose((waiter) => waiter.generation > head.generation);
+      this.#lose();
       await this.#raise(known.lineage);
     }
     this.#doubt = 'none';
@@ -269,17 +273,15 @@ export class NodePublisher {
 
   async #raise(above: Lineage): Promise<void> {
     this.#see(await this.#ports.log.raiseLineage(this.node, above));
-    // What the node acknowledged until now may have been what is lost.
-    this.#acked = NOWHERE;
     this.#land();
     this.#ports.onEvent({ kind: 'lineage_raised', node: this.node, lineage: this.#head.lineage });
   }
 
-  /** The database has lost transactions: nobody is told that they are in force, and no acknowledgement of them counts. */
-  #lose(isLost: (waiter: Waiter) => boolean): void {
+  /** The database has lost transactions: no acknowledgement counts, and nobody is told that his change is in force. */
+  #lose(): void {
     this.#doubt = 'lost';
     this.#acked = NOWHERE;
-    for (const waiter of [...this.#waiters]) if (isLost(waiter)) waiter.done(false);
+    for (const waiter of [...this.#waiters]) waiter.done(false);
   }
 
   /** A node that asks for its table over and over gets it ever more slowly, until it makes progress. */
@@ -344,12 +346,14 @@ export class NodePublisher {
 
   /** The head only ever rises. */
   #see(head: Head): void {
+    if (head.lineage < this.#head.lineage) return;
     if (head.lineage > this.#head.lineage) {
+      this.#lose();
+      this.#doubt = 'none';
       this.#forget();
       this.#history.clear();
     }
-    const known = head.lineage < this.#head.lineage || this.#history.learn(head.generation, head.digest);
-    if (!known) this.#lose((waiter) => waiter.generation >= head.generation);
+    if (!this.#history.learn(head.generation, head.digest)) this.#lose();
     if (position(head, this.#head) > 0) this.#head = head;
   }
 
@@ -395,7 +399,7 @@ function position(a: Position, b: Position): number {
   return a.lineage - b.lineage || a.generation - b.generation;
 }
 
-/** A change committed at `target` is in every later state, also of a later lineage: what is lost is sorted out before. */
+/** A change committed at `target` is in every later state of the same lineage. */
 function reaches(at: Position, target: Position): boolean {
-  return at.lineage >= target.lineage && at.generation >= target.generation;
+  return at.lineage === target.lineage && at.generation >= target.generation;
 }
