@@ -1,181 +1,189 @@
 /**
- * `npm run demo`: a whole fleet on this machine, provisioned through the public API and proved. Stays up with its URLs
- * printed until Ctrl-C; with `--once` it ends by itself, with exit code 0 only if every promise held.
+ * `npm run demo`: a whole fleet on this machine. Brings it up, provisions devices through the public API with the SDK,
+ * proves the promises, and stays up to be played with until Ctrl-C. With `--once` it prints one line per promise and
+ * exits, with 0 only if all held.
  */
-import { chmodSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
-import { makeKeys } from '../lab/device.ts';
-import { type Lab, startLab } from '../lab/lab.ts';
-import { PROMISES, type Stage, type Tunnel } from './promises.ts';
-import { heading, milliseconds, paint, say, step, table } from './screen.ts';
+import { createClient } from '@katafract/client/sdk';
+import { type Device, makeKeys } from '../lab/device.ts';
+import { type Lab, REGIONS, startLab } from '../lab/lab.ts';
+import { INTERNET } from '../lab/network.ts';
+import { type Connection, type Fleet, PROMISES } from './promises.ts';
+import { Show } from './show.ts';
+import { listNodes, removeState, STATE_FILE, writeState } from './state.ts';
 
 const EXITS = [
   { name: 'fra-1', region: 'fra' },
   { name: 'fra-2', region: 'fra' },
   { name: 'hel-1', region: 'hel' },
+  { name: 'sin-1', region: 'sin' },
   { name: 'ash-1', region: 'ash' },
   { name: 'hil-1', region: 'hil' },
-  { name: 'sin-1', region: 'sin' },
 ];
-/** Where each device wants its exit. */
-const WISHES = ['fra', 'fra', 'hel', 'sin'];
-const STATE = fileURLToPath(new URL('../../.lab/state.json', import.meta.url));
+/** Where each device wants to appear. */
+const WISHES = ['fra', 'hel', 'sin', 'ash'];
+const city = (region: string) => REGIONS.find(({ id }) => id === region)?.name ?? region;
 
-interface NodeView {
-  readonly id: string;
-  readonly region: string;
-  readonly state: string;
-  readonly peers: number;
-  readonly generation: number;
-  readonly applied: number;
-  readonly connected: boolean;
+const once = process.argv.includes('--once');
+const startedAt = new Date();
+// with --once, standard output is for the promises alone
+const show = new Show(once ? process.stderr : process.stdout);
+const verdicts = new Show(process.stdout);
+
+async function connect(lab: Lab, sigil: string, device: Device, region: string): Promise<Connection> {
+  const client = createClient({ baseUrl: lab.controller.publicApi, sigil });
+  const { privateKey, publicKey } = makeKeys();
+  const peer = await show.step(
+    `${device.name} asks for ${city(region)}`,
+    () => client.provision({ publicKey, region }),
+    ({ exits, status }) => `: ${status} on ${exits.map(({ node, role }) => `${node} (${role})`).join(', ')}`,
+  );
+  await show.step(`${device.name} brings its tunnel up`, async () => {
+    await device.up(peer.config, privateKey);
+    await device.handshake();
+  });
+  const [primary] = peer.exits;
+  return { device, peer, exit: lab.exit(primary?.node ?? '') };
 }
 
-const nodesOf = async (lab: Lab) =>
-  (await lab.controller.operate<{ items: NodeView[] }>('GET', '/v1/admin/nodes')).items;
-
-async function showNodes(lab: Lab): Promise<void> {
-  const rows = (await nodesOf(lab)).map((node) => [
-    node.id,
-    node.region,
-    node.connected ? node.state : 'away',
-    String(node.peers),
-    `${node.applied} of ${node.generation}`,
-    lab.exit(node.id).endpoint,
-  ]);
-  say(table([['node', 'region', 'state', 'peers', 'generation in the kernel', 'endpoint'], ...rows]));
-}
-
-async function connect(lab: Lab): Promise<Tunnel[]> {
-  const tunnels: Tunnel[] = [];
-  const sigil = await lab.mintSigil('pro');
-  for (const [index, device] of lab.devices.entries()) {
-    const region = WISHES[index] ?? 'fra';
-    const keys = makeKeys();
-    const since = performance.now();
-    const peer = await lab.provision(sigil, keys.publicKey, region);
-    const took = performance.now() - since;
-    const [primary, ...standbys] = peer.exits.map(({ node }) => node);
-    step(
-      `${device.name} asked for ${region}: ${primary} has it after ${paint('green', milliseconds(took))}, standbys ${standbys.join(', ')}`,
-    );
-    await device.up(peer.config, keys.privateKey);
-    tunnels.push({ device, peer, sigil, took });
-  }
-  const rows = tunnels.map(({ device, peer }) => [
-    device.name,
-    peer.addresses.ipv4,
-    peer.addresses.ipv6,
-    peer.exits.map(({ node, role }) => (role === 'primary' ? node : `(${node})`)).join(' '),
-  ]);
-  say(table([['device', 'IPv4', 'IPv6', 'exits'], ...rows]));
-  return tunnels;
-}
-
-/** Checks one promise after the other. @returns whether all held */
-async function prove(stage: Stage): Promise<boolean> {
-  let failed = 0;
-  for (const promise of PROMISES) {
-    try {
-      const seen = await promise.check(stage);
-      say(`${paint('green', 'pass')}  ${promise.text}\n      ${paint('gray', seen)}`);
-    } catch (error) {
-      failed++;
-      say(
-        `${paint('red', 'FAIL')}  ${promise.text}\n      ${error instanceof Error ? error.message : String(error)}`,
-      );
-    }
-  }
-  say(`\n${PROMISES.length - failed} of ${PROMISES.length} promises held`);
-  return failed === 0;
-}
-
-/** Describes the lab for other programs; readable by its owner only, since it names an operator token. */
-async function writeState({ lab, tunnels }: Stage): Promise<void> {
-  const state = {
-    pid: process.pid,
-    api: lab.api,
-    publicApi: lab.controller.publicApi,
-    operatorToken: lab.operatorToken,
-    namespaces: [lab.inet, lab.mesh, lab.artemis, ...lab.exits, ...lab.devices].map(
-      ({ namespace }) => namespace,
-    ),
-    controller: {
-      namespace: lab.artemis.namespace,
-      meshUrl: lab.controller.meshUrl,
-      publicUrl: lab.controller.publicUrl,
-    },
-    exits: lab.exits.map((exit) => ({
-      name: exit.name,
-      namespace: exit.namespace,
-      tunnel: exit.tunnel,
-      endpoint: exit.endpoint,
-      uplink: { interface: 'eth0', ipv4: exit.publicAddress4, ipv6: exit.publicAddress6 },
-      mesh: { interface: 'mesh0', ipv4: exit.meshAddress },
-      metrics: exit.metricsUrl,
-    })),
-    devices: tunnels.map(({ device, peer }) => ({
-      name: device.name,
-      namespace: device.namespace,
-      tunnel: 'wg0',
-      peer: peer.id,
-      addresses: peer.addresses,
-      exits: peer.exits.map(({ node, role }) => ({ node, role })),
-    })),
-    nodes: await nodesOf(lab),
-  };
-  mkdirSync(fileURLToPath(new URL('.', `file://${STATE}`)), { recursive: true });
-  writeFileSync(STATE, `${JSON.stringify(state, null, 2)}\n`, { mode: 0o600 });
-  chmodSync(STATE, 0o600);
-}
-
-function stopped(): Promise<void> {
-  return new Promise((resolve) => {
-    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
+async function showTables(fleet: Fleet): Promise<void> {
+  show.heading('Nodes');
+  const nodes = await listNodes(fleet);
+  show.table({
+    head: ['node', 'city', 'endpoint', 'state', 'generation', 'peers'],
+    rows: nodes.map((node) => [
+      node.id,
+      city(node.region),
+      node.endpoint,
+      node.connected ? node.state : 'away',
+      `${node.applied}/${node.generation}`,
+      String(node.peers),
+    ]),
+  });
+  show.heading('Peers');
+  show.table({
+    head: ['device', 'addresses in the tunnel', 'exits', 'key'],
+    rows: fleet.connections.map(({ device, peer }) => [
+      device.name,
+      `${peer.addresses.ipv4}  ${peer.addresses.ipv6}`,
+      peer.exits.map(({ node }) => node).join(' → '),
+      `${peer.publicKey.slice(0, 12)}…`,
+    ]),
   });
 }
 
-async function stayUp(stage: Stage): Promise<void> {
-  const { lab } = stage;
-  heading('The fleet stays up');
-  await showNodes(lab);
-  const [first] = stage.tunnels;
-  say(`
-  API and reference   ${lab.api}/docs
-  metrics             ${lab.api}/metrics
-  operator token      ${lab.controller.operatorTokenFile}
-  the lab as data     .lab/state.json
-  a device's shell    ip netns exec ${first?.device.namespace} bash     (try: ping 198.51.100.80)
-  an exit's kernel    ${lab.exits[0]?.enter().join(' ')} wg show
-
-Ctrl-C ends it and removes everything.`);
-  const refresh = setInterval(() => {
-    writeState(stage).catch((error: unknown) => step(`the state could not be written: ${error}`));
-  }, 5000);
-  await stopped();
-  clearInterval(refresh);
-  say('\nremoving everything');
+/** @returns whether all held; what is under way when the demo is stopped is not reported, and has not held */
+async function provePromises(fleet: Fleet, stopped: () => boolean): Promise<boolean> {
+  show.heading('Promises');
+  let held = true;
+  for (const { name, prove } of PROMISES) {
+    const since = performance.now();
+    const failure = await prove(fleet).then(
+      () => undefined,
+      (error: unknown) => (error instanceof Error ? error.message : String(error)),
+    );
+    if (stopped()) return false;
+    if (failure !== undefined) held = false;
+    verdicts.verdict(name, failure, performance.now() - since);
+  }
+  return held;
 }
 
-async function main(once: boolean): Promise<boolean> {
-  heading(
-    'A fleet on this machine: one controller with its own Postgres and broker, six exits in five cities, four devices',
+function showWayIn({ lab, connections }: Fleet): void {
+  show.heading('Up. Ctrl-C takes it all away again.');
+  const [first] = connections;
+  show.table({
+    head: ['what', 'where'],
+    rows: [
+      ['API', lab.api],
+      ['reference', `${lab.api}/docs`],
+      ['operator token', lab.controller.operatorTokenFile],
+      ['this lab as JSON', STATE_FILE],
+      ['logs', `${lab.folder}/*.log`],
+      ['an exit from inside', `ip netns exec ${lab.exits[0]?.namespace} wg show wg0`],
+      ['a device from inside', `ip netns exec ${first?.device.namespace} ping ${INTERNET.ipv4}`],
+    ],
+  });
+}
+
+interface Stop {
+  readonly requested: boolean;
+  readonly signal: Promise<void>;
+}
+
+function listenForStop(): Stop {
+  let requested = false;
+  const signal = new Promise<void>((resolve) => {
+    for (const name of ['SIGINT', 'SIGTERM'] as const) {
+      process.on(name, () => {
+        // asked a second time: leave at once; the lab's janitor does the rest
+        if (requested) process.exit(130);
+        requested = true;
+        resolve();
+      });
+    }
+  });
+  return {
+    signal,
+    get requested() {
+      return requested;
+    },
+  };
+}
+
+async function bringUp(): Promise<Fleet> {
+  show.heading(
+    `Katafract: ${EXITS.length} exits in ${REGIONS.length} regions, ${WISHES.length} devices, one machine`,
   );
-  const lab = await startLab({ exits: EXITS, devices: WISHES.length, onStep: step });
+  const lab = await startLab({ exits: EXITS, devices: WISHES.length, onStep: (text) => show.done(text) });
   try {
-    await showNodes(lab);
-    heading('Devices ask for exits through the public API');
-    const stage = { lab, tunnels: await connect(lab) };
-    await writeState(stage);
-    heading('What was promised');
-    const held = await prove(stage);
-    await writeState(stage);
-    if (!once) await stayUp(stage);
-    return held;
-  } finally {
-    rmSync(STATE, { force: true });
+    show.heading('Devices');
+    const sigil = await lab.mintSigil('pro');
+    const connections: Connection[] = [];
+    for (const [index, device] of lab.devices.entries()) {
+      connections.push(await connect(lab, sigil, device, WISHES[index] ?? 'fra'));
+    }
+    return { lab, sigil, connections };
+  } catch (error) {
+    show.line(lab.logTails());
     await lab.close();
+    throw error;
   }
 }
 
-process.exitCode = (await main(process.argv.includes('--once'))) ? 0 : 1;
+async function stayUp(fleet: Fleet, stop: Stop): Promise<void> {
+  showWayIn(fleet);
+  while (!stop.requested) {
+    await Promise.race([stop.signal, new Promise((resolve) => setTimeout(resolve, 5000))]);
+    // somebody may be playing with the controller, and then it has no news of the nodes
+    if (!stop.requested)
+      await writeState(fleet, startedAt).catch((error: Error) => show.line(`  ${error.message}`));
+  }
+}
+
+async function main(): Promise<boolean> {
+  const stop = listenForStop();
+  let up = false;
+  // Ctrl-C while it comes up ends the process; the janitor clears up behind it
+  void stop.signal.then(() => up || process.exit(130));
+  const fleet = await bringUp();
+  up = true;
+  try {
+    await writeState(fleet, startedAt);
+    await showTables(fleet);
+    const proof = provePromises(fleet, () => stop.requested);
+    const held = await Promise.race([proof, stop.signal.then(() => false)]);
+    if (!once) await stayUp(fleet, stop);
+    return held;
+  } finally {
+    removeState();
+    await show.step('everything removed', () => fleet.lab.close());
+  }
+}
+
+let held = false;
+try {
+  held = await main();
+} catch (error) {
+  show.line(`\nThe demo failed: ${error instanceof Error ? error.message : String(error)}`);
+}
+process.exit(held ? 0 : 1);

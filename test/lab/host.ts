@@ -56,7 +56,11 @@ export class Host {
     const settings = Object.entries({ ...SYSCTLS, ...sysctls }).map(([name, value]) => `${name}=${value}`);
     const shell = ['sh', '-c', HOLDER, 'holder', ...settings];
     const command = ['netns', 'exec', this.namespace, 'setpriv', '--pdeathsig', 'KILL', ...shell];
-    const holder = spawn('ip', command, { stdio: ['ignore', 'pipe', 'inherit'], cwd: '/' });
+    const holder = spawn('ip', command, {
+      stdio: ['ignore', 'pipe', 'inherit'],
+      cwd: '/',
+      detached: true,
+    });
     this.#holder = holder;
     await new Promise<void>((resolve, reject) => {
       holder.once('error', reject);

@@ -136,6 +136,8 @@ export class Program {
       stdio: ['ignore', file, file],
       env: environment(options.env),
       cwd: options.cwd ?? '/',
+      // a process group of its own: Ctrl-C in a terminal is for the owner to act on
+      detached: true,
     });
     closeSync(file);
     this.ended = new Promise((resolve) => {

@@ -67,7 +67,10 @@ export class Resident {
   /** @param enter command and arguments that enter the host's namespaces and run what follows them there */
   static start(enter: readonly string[]): Promise<Resident> {
     const [command = '', ...args] = [...enter, process.execPath, SCRIPT];
-    const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'] });
+    const child = spawn(command, args, {
+      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
+      detached: true,
+    });
     return new Promise((resolve, reject) => {
       child.once('error', reject);
       child.once('exit', (code) => reject(new Error(`the resident did not start (${code})`)));
