@@ -1,5 +1,6 @@
 /** The program itself, on a host of its own: what it makes, what it puts right, and what it leaves alone. */
-import { execFile } from 'node:child_process';
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
@@ -181,6 +182,32 @@ describe.skipIf(process.getuid?.() !== 0)('katafract-agent', () => {
       expect(pass.output).toContain('snapshot_corrupt');
       expect(await shown()).toEqual(wanted(peers(2, 30)));
     });
+  });
+
+  test('runs once a tunnel, and leaves it as it is when it is stopped', async () => {
+    const [program = '', ...args] = host.within([
+      process.execPath,
+      '--import',
+      TSX,
+      MAIN,
+      'run',
+      '--state-dir',
+      directory,
+    ]);
+    const running = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
+    const ended = once(running, 'exit');
+    await new Promise<void>((resolve) => {
+      running.stdout.setEncoding('utf8').on('data', (text: string) => {
+        said += text;
+        if (text.includes('connection to the broker failed')) resolve(); // nobody listens: it tries again
+      });
+    });
+    expect((await agent('run', '--once')).output).toContain('already_running');
+    const inside = (await host.exec.run('pgrep', ['-f', '^[^ ]*node .* run --state-dir'])).trim();
+    await host.exec.run('kill', ['-TERM', inside]);
+    expect((await ended)[0]).toBe(0);
+    expect(await shown()).toEqual(wanted(peers(2, 30)));
+    expect((await agent('status')).status).toBe(0);
   });
 
   test('refuses a tunnel name that its rules would not cover, and a machine that is no node', async () => {

@@ -208,6 +208,8 @@ function program(): Command {
   return cli;
 }
 
+// Whoever reads the log may go away (and has nowhere to be told so); the node must not go with him.
+process.stdout.on('error', () => undefined);
 // V8 grows the nursery to tens of megabytes at the first large message and gives them back minutes later. Its first
 // size is enough here, and memory stays near what is held.
 setFlagsFromString('--semi-space-growth-factor=1');

@@ -58,19 +58,31 @@ async function modify(exec: Exec, args: string[]): Promise<void> {
   }
 }
 
-/** Reads `wg show NAME dump` line by line as it streams: megabytes, of which nothing is kept. */
+/**
+ * Reads `wg show NAME dump` line by line as it streams: megabytes, of which nothing is kept. A chunk is read in place;
+ * only the line that two chunks share is put together.
+ */
 async function dump(exec: Exec, name: string, visit: PeerVisitor): Promise<Tunnel | null> {
   let tunnel: Tunnel | null = null;
   let rest = '';
+  const line = (text: string, start: number, end: number) => {
+    if (tunnel) visitRow(text, start, visit);
+    else tunnel = parseInterface(text.slice(start, end));
+  };
   const onOutput = (text: string) => {
-    const chunk = rest + text;
-    let start = 0;
-    for (let end = chunk.indexOf('\n'); end >= 0; end = chunk.indexOf('\n', start)) {
-      if (tunnel) visitRow(chunk, start, visit);
-      else tunnel = parseInterface(chunk.slice(start, end));
+    let end = text.indexOf('\n');
+    if (end < 0) {
+      rest += text;
+      return;
+    }
+    const first = rest + text.slice(0, end + 1);
+    line(first, 0, first.length - 1);
+    let start = end + 1;
+    for (end = text.indexOf('\n', start); end >= 0; end = text.indexOf('\n', start)) {
+      line(text, start, end);
       start = end + 1;
     }
-    rest = chunk.slice(start);
+    rest = text.slice(start);
   };
   try {
     await exec.run('wg', ['show', name, 'dump'], { onOutput });
@@ -88,12 +100,21 @@ function parseInterface(line: string): Tunnel {
 }
 
 /** public-key preshared-key endpoint allowed-ips latest-handshake rx tx keepalive; the endpoint is not looked at. */
-function visitRow(chunk: string, start: number, visit: PeerVisitor): void {
-  const key = chunk.indexOf('\t', start);
-  const allowed = chunk.indexOf('\t', chunk.indexOf('\t', key + 1) + 1) + 1;
-  const allowedEnd = chunk.indexOf('\t', allowed);
-  const handshake = chunk.slice(allowedEnd + 1, chunk.indexOf('\t', allowedEnd + 1));
-  visit(chunk.slice(start, key), chunk.slice(allowed, allowedEnd), Number(handshake));
+function visitRow(text: string, start: number, visit: PeerVisitor): void {
+  const key = text.indexOf('\t', start);
+  const allowed = text.indexOf('\t', text.indexOf('\t', key + 1) + 1) + 1;
+  const end = text.indexOf('\t', allowed);
+  visit(text.slice(start, key), text.slice(allowed, end), digitsAt(text, end + 1));
+}
+
+/** The number that begins there. */
+function digitsAt(text: string, start: number): number {
+  let value = 0;
+  for (let at = start; ; at++) {
+    const digit = text.charCodeAt(at) - 48;
+    if (!(digit >= 0 && digit <= 9)) return value;
+    value = value * 10 + digit;
+  }
 }
 
 async function create(exec: Exec, name: string): Promise<void> {
