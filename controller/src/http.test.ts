@@ -14,6 +14,7 @@ import { type HttpListener, listenHttp } from './platform/server.ts';
 
 const database = useDatabase();
 const lines: string[] = [];
+const onFault = (error: unknown) => expect.fail(String(error));
 let folder: string;
 let ctx: Context;
 let open: HttpListener;
@@ -39,8 +40,8 @@ beforeAll(async () => {
   api.get('/v1/regions/broken', () => {
     throw new Error('password=hunter2 in an internal message');
   });
-  open = await listenHttp(api, { host: '127.0.0.1', port: 0 }, false);
-  mesh = await listenHttp(api, { host: '127.0.0.1', port: 0 }, true);
+  open = await listenHttp(api, { host: '127.0.0.1', port: 0 }, false, onFault);
+  mesh = await listenHttp(api, { host: '127.0.0.1', port: 0 }, true, onFault);
   operator = { authorization: `Bearer ${(await readFile(config.operatorToken.path, 'utf8')).trim()}` };
   app = { authorization: `Bearer ${(await mint()).sigil}` };
 });
@@ -262,7 +263,7 @@ describe('shutdown', () => {
       });
       return c.text('done');
     });
-    const listener = await listenHttp(api, { host: '127.0.0.1', port: 0 }, true);
+    const listener = await listenHttp(api, { host: '127.0.0.1', port: 0 }, true, onFault);
     const slow = fetch(`${listener.url}/slow`);
     await under;
     ctx.state.draining = true;

@@ -45,8 +45,9 @@ function signalled(): Promise<NodeJS.Signals> {
 async function listen(ctx: Context): Promise<HttpListener[]> {
   const { config, log } = ctx;
   const api = createHttp(ctx);
-  const open = [await listenHttp(api, config.apiListen, config.meshListen === null)];
-  if (config.meshListen) open.push(await listenHttp(api, config.meshListen, true));
+  const onFault = (err: unknown) => log.error({ err }, 'a request failed outside of the app');
+  const open = [await listenHttp(api, config.apiListen, config.meshListen === null, onFault)];
+  if (config.meshListen) open.push(await listenHttp(api, config.meshListen, true, onFault));
   for (const listener of open) log.info({ listen: listener.url }, 'listening');
   return open;
 }

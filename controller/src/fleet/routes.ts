@@ -18,9 +18,12 @@ export interface FleetRoutesDeps extends EnrollmentDeps {
   readonly requireOperator: MiddlewareHandler<AppEnv>;
 }
 
+/** Control characters and lone surrogates: JSON may carry them, Postgres takes neither. */
+const UNPRINTABLE = /[\p{Cc}\p{Cs}]/u;
+const Printable = z.string().refine((text) => !UNPRINTABLE.test(text), 'must be printable text');
 const RegionInput = z.strictObject({
   id: RegionId,
-  name: z.string().min(1).max(64),
+  name: Printable.min(1).max(64),
   country: z.string().regex(/^[A-Z]{2}$/, 'an ISO 3166-1 alpha-2 code'),
   latitude: z.number().min(-90).max(90),
   longitude: z.number().min(-180).max(180),

@@ -17,6 +17,7 @@ export const PROBLEM_CODES: Readonly<Record<string, string>> = {
   device_limit: 'The tier allows no further device; `limit` says how many',
   endpoint_required: 'Neither the join token nor the machine names an endpoint',
   enroll_proof_invalid: 'The proof that the machine holds its identity key is not valid',
+  expectation_failed: 'The Expect header asks for something other than 100-continue',
   expiry_past: 'The wished expiry is in the past',
   expiry_too_far: 'The wished expiry is further away than a Sigil may live',
   headers_too_large: 'The header fields are too large',

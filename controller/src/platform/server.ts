@@ -1,11 +1,11 @@
 /** An HTTP listener that can be drained: it stops taking connections, and what is under way gets time to finish. */
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo, Socket } from 'node:net';
-import { getRequestListener } from '@hono/node-server';
+import { getRequestListener, RequestError } from '@hono/node-server';
 import { KatafractError } from '@katafract/shared/errors';
 import { PROBLEM_TYPE } from '@katafract/shared/problem';
 import type { Api } from './api.ts';
-import { problemOf } from './problems.ts';
+import { problemOf, publicError } from './problems.ts';
 
 export interface Listen {
   readonly host: string;
@@ -36,18 +36,40 @@ function refuse(error: NodeJS.ErrnoException, socket: Socket): void {
   );
 }
 
+/** What fails before it meets the app: a target or Host that makes no URL is the client's fault, all else is ours. */
+function withoutApp(error: unknown, onFault: (error: unknown) => void): Response {
+  const theirs = error instanceof RequestError;
+  if (!theirs) onFault(error);
+  const refusal = new KatafractError('bad_request', 'not a valid request target or Host', { status: 400 });
+  const problem = problemOf(theirs ? refusal : publicError(error));
+  return Response.json(problem, { status: problem.status, headers: { 'Content-Type': PROBLEM_TYPE } });
+}
+
 /**
  * @param mesh whether routes for the mesh are served here
+ * @param onFault a request failed outside of the app, which logs what fails inside
  * @throws the listen error of Node, such as EADDRINUSE
  */
-export async function listenHttp(api: Api, at: Listen, mesh: boolean): Promise<HttpListener> {
+export async function listenHttp(
+  api: Api,
+  at: Listen,
+  mesh: boolean,
+  onFault: (error: unknown) => void,
+): Promise<HttpListener> {
   const server = createServer(
     { headersTimeout: 10_000, requestTimeout: 30_000, keepAliveTimeout: 65_000 },
     getRequestListener((request, env) => api.fetch(request, { ...env, mesh }), {
       overrideGlobalObjects: false,
+      errorHandler: (error) => withoutApp(error, onFault),
     }),
   );
   server.on('clientError', refuse);
+  // any expectation but 100-continue (RFC 9110 10.1.1); Node's own answer has no body
+  server.on('checkExpectation', (_request, response) => {
+    const refusal = new KatafractError('expectation_failed', 'no such expectation', { status: 417 });
+    response.writeHead(417, { 'Content-Type': PROBLEM_TYPE, Connection: 'close' });
+    response.end(JSON.stringify(problemOf(refusal)));
+  });
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
     server.listen(at.port, at.host, () => {

@@ -1,0 +1,239 @@
+/**
+ * Whatever a request looks like, the answer is one that /openapi.json describes: a documented status with a body of
+ * its schema, every error a problem document with a documented code, never a fault of ours. And what was refused has
+ * changed nothing: a digest over every table is the same as before.
+ *
+ * KATAFRACT_FUZZ_RUNS asks for more requests than the 1500 of an ordinary run, KATAFRACT_FUZZ_SEED repeats one.
+ */
+import { PROBLEM_CODES } from '@katafract/controller/platform/problem-codes';
+import { mintNodeToken, publicJwk } from '@katafract/shared/node-token';
+import { PROBLEM_TYPE, Problem } from '@katafract/shared/problem';
+import { NodeId } from '@katafract/shared/units';
+import fc from 'fast-check';
+import { exportJWK, generateKeyPair } from 'jose';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { useDatabase } from '../database.ts';
+import { waitFor } from '../lab/wait.ts';
+import { startController, type TestController } from './controller.ts';
+import { type FakeExit, newKey, startExit } from './fake-exit.ts';
+import {
+  type Document,
+  type Fuzzed,
+  type Operation,
+  operationsOf,
+  requests,
+  type World,
+} from './fuzz-requests.ts';
+import { type Resolve, resolver, violations } from './json-schema.ts';
+import { type RawAnswer, send } from './raw-http.ts';
+import { expectConsistent, tablesDigest } from './tables.ts';
+
+const RUNS = Number(process.env.KATAFRACT_FUZZ_RUNS ?? 1500);
+const SEED = Number(process.env.KATAFRACT_FUZZ_SEED ?? Date.now() % 2 ** 31);
+
+const database = useDatabase();
+let controller: TestController;
+let exit: FakeExit;
+/** Names and ids that exist, by kind; requests that succeed add to them. */
+const there = {
+  regions: ['fra', 'ams'],
+  nodes: ['fra-1', 'idle-1'],
+  peers: [] as string[],
+  sigils: [] as string[],
+  subscriptions: [] as string[],
+  cursors: [] as string[],
+  keys: [] as string[],
+  entries: [] as string[],
+};
+const bodies = new Map<string, unknown[]>();
+let sigil = '';
+let subscription = '';
+
+beforeAll(async () => {
+  // nothing changes a table but requests: no jobs, no moves that end by themselves
+  controller = await startController(database.url, { env: { KATAFRACT_MOVE_GRACE_SECONDS: '86400' } });
+  await controller.ctx.jobs.stop();
+  await controller.addRegion('fra');
+  await controller.addRegion('ams');
+  exit = await startExit(controller, { node: 'fra-1', region: 'fra', capacity: 1_000_000 });
+  await waitFor('the exit', async () => (await stateOf('fra-1')) === 'active');
+  const enrolling = ['idle-1', 'spare-1', 'spare-2'];
+  bodies.set('/v1/nodes/enroll', await Promise.all(enrolling.map(enrollBody)));
+  await controller.call('POST', '/v1/nodes/enroll', { body: bodies.get('/v1/nodes/enroll')?.[0] });
+  const token = await mintNodeToken(exit.key, exit.node, 'katafract-broker', Date.now());
+  bodies.set('/v1/nodes/session', [{ node: exit.node, token }]);
+  // keeps fra-1 from being retired as empty
+  const { sigil: other } = await controller.mint('free');
+  await controller.provision(other, newKey(), 'fra');
+  ({ sigil, subscription } = await controller.mint('ops'));
+  await lookAround();
+});
+afterAll(async () => {
+  await exit.leave();
+  await controller.close();
+});
+
+async function stateOf(node: string): Promise<string | undefined> {
+  const { items } = await controller.operate<{ items: { id: string; state: string }[] }>(
+    'GET',
+    '/v1/admin/nodes',
+  );
+  return items.find(({ id }) => id === node)?.state;
+}
+
+async function enrollBody(node: string): Promise<unknown> {
+  const wish = { region: 'ams', node, endpoint: '192.0.2.99:51820' };
+  const { token } = await controller.operate<{ token: string }>('POST', '/v1/admin/join-tokens', wish);
+  const pair = await generateKeyPair('EdDSA', { crv: 'Ed25519', extractable: true });
+  const name = NodeId.parse('enrolling');
+  const proof = await mintNodeToken(pair.privateKey, name, 'katafract-enroll', Date.now());
+  return { token, publicKey: newKey(), identity: publicJwk(await exportJWK(pair.publicKey)), proof };
+}
+
+const oneOf = (list: readonly unknown[]) => fc.nat().map((n) => list[n % list.length] ?? crypto.randomUUID());
+const kindOf = ({ path }: Operation) => /\/(peers|nodes|sigils|subscriptions)\/\{id\}/.exec(path)?.[1];
+
+const world: World = {
+  token: (scheme) => (scheme === 'Operator' ? controller.operatorToken : sigil),
+  body: ({ path }) => {
+    const list = bodies.get(path);
+    return list && oneOf(list);
+  },
+  known(operation, name) {
+    const kind = kindOf(operation);
+    if (name === 'id' && kind) return oneOf(there[kind as 'peers']);
+    if (name === 'region') return oneOf(there.regions);
+    if (name === 'subscription') return oneOf(there.subscriptions);
+    if (name === 'cursor') return oneOf(there.cursors);
+    if (name === 'entry') return oneOf(there.entries);
+    if (name === 'subject') return oneOf(there.peers).map((id) => `peer:${id}`);
+    if (name === 'expiresAt') return fc.integer({ min: 1, max: 300 }).map((days) => inDays(days));
+    if (name === 'publicKey') return fc.nat(9).map((n) => (n < 2 && there.keys[n]) || newKey());
+    return undefined;
+  },
+};
+const inDays = (days: number) => new Date(Date.now() + days * 86_400_000).toISOString();
+
+const refill = (list: string[], values: readonly string[]) => void list.splice(0, list.length, ...values);
+
+/** What a success changed in the world. */
+async function learn({ operation, request }: Fuzzed, { body }: RawAnswer): Promise<void> {
+  const { method, path } = operation;
+  const made = body === '' ? {} : JSON.parse(body);
+  const keep = (list: string[], value: string) => {
+    if (list.push(value) > 12) list.shift();
+  };
+  if (method === 'POST' && path === '/v1/admin/sigils') {
+    keep(there.sigils, made.id);
+    keep(there.subscriptions, made.subscription);
+  }
+  if (typeof made.next === 'string') keep(there.cursors, made.next);
+  // a cordoned exit would end the provisioning of everything after it
+  if (method === 'PATCH' && request.target.includes('fra-1'))
+    await controller.operate('PATCH', '/v1/admin/nodes/fra-1', { state: 'active', capacity: 1_000_000 });
+  if (method !== 'GET') await lookAround();
+}
+
+/** Reads which peers there are and what was done to them, with never too few to ask about. */
+async function lookAround(): Promise<void> {
+  const { sql } = controller.ctx.db;
+  for (let count = there.peers.length; count < 4; count++) await controller.provision(sigil, newKey(), 'fra');
+  const [peers, entries] = await Promise.all([
+    sql<{ id: string; key: string }[]>`
+      select id, public_key as key from peers where subscription_id = ${subscription} order by id desc limit 8`,
+    sql<{ id: string }[]>`
+      select id::text from audit_log where action in ('peer.provisioned', 'peer.moved')
+      order by audit_log.id desc limit 8`,
+  ]);
+  refill(
+    there.peers,
+    peers.map(({ id }) => id),
+  );
+  refill(
+    there.keys,
+    peers.map(({ key }) => key),
+  );
+  refill(
+    there.entries,
+    entries.map(({ id }) => id),
+  );
+}
+
+/** Statuses that a request of this kind may meet before it reaches the operation. */
+function undocumented(way: string): readonly number[] {
+  if (way.startsWith('method') || way.startsWith('target'))
+    return [200, 204, 304, 400, 401, 404, 405, 413, 415, 431];
+  if (way.startsWith('header')) return [304, 400, 417, 431];
+  if (way === 'oversize') return [413];
+  // an empty path parameter makes another path
+  return way.startsWith('odd') || way.startsWith('type') ? [400, 404, 405, 431] : [];
+}
+
+/** What is wrong with an answer; empty where nothing is. */
+function faults({ operation, way, request }: Fuzzed, answer: RawAnswer, resolve: Resolve): string[] {
+  const { status, headers, body } = answer;
+  const type = headers.get('content-type')?.split(';')[0] ?? '';
+  if (status >= 500 && status !== 503) return [`a fault of ours: ${status}`];
+  if (!operation.responses.has(status) && !undocumented(way).includes(status))
+    return [`undocumented: ${status}`];
+  if (status >= 400) {
+    if (request.method === 'HEAD') return [];
+    if (type !== PROBLEM_TYPE) return [`an error that is no problem document but '${type}'`];
+    const problem = Problem.parse(JSON.parse(body));
+    if (problem.status !== status) return ['status and problem disagree'];
+    if (!(problem.code in PROBLEM_CODES)) return [`undocumented code: ${problem.code}`];
+  }
+  const documented = operation.responses.get(status);
+  if (way.startsWith('method') || way.startsWith('target') || documented === undefined) return [];
+  if (documented === null) return body === '' ? [] : ['a body where there should be none'];
+  const schema = documented[type];
+  return schema ? violations(schema, JSON.parse(body), resolve) : [`undocumented type: '${type}'`];
+}
+
+it(`answers ${RUNS} requests of every kind as documented, seed ${SEED}`, { timeout: 400_000 }, async () => {
+  const document = (await controller.call<Document>('GET', '/openapi.json')).body;
+  const operations = operationsOf(document);
+  const resolve = resolver(document);
+  const digest = await tablesDigest(controller.ctx.db.sql);
+  const outcomes = new Map<string, Set<number>>(
+    operations.map(({ method, path }) => [`${method} ${path}`, new Set()]),
+  );
+  let before = await digest();
+  const property = fc.asyncProperty(requests(operations, resolve, world), async (fuzzed) => {
+    const { operation, way, request } = fuzzed;
+    const answer = await send(controller.url, request);
+    const found = faults(fuzzed, answer, resolve);
+    if (answer.status < 400 && found.length === 0 && !/^(?:method|target)/.test(way))
+      await learn(fuzzed, answer);
+    const after = await digest();
+    if (answer.status >= 400 && answer.status < 500 && after !== before)
+      found.push('a refused request changed a table');
+    before = after;
+    outcomes.get(`${operation.method} ${operation.path}`)?.add(answer.status);
+    if (found.length > 0) {
+      const shown = `${request.method} ${request.target.slice(0, 200)} (${way}): ${answer.status}`;
+      throw new Error(`${shown}\n${found.join('\n')}\n${answer.body.slice(0, 500)}`);
+    }
+  });
+  const result = await fc.check(property, { numRuns: RUNS, seed: SEED, endOnFailure: true });
+  // fast-check's own report would print the whole document with the request
+  if (result.failed) throw new Error(`request ${result.numRuns}`, { cause: result.errorInstance });
+  for (const [operation, statuses] of outcomes) {
+    const all = [...statuses];
+    expect
+      .soft(
+        all.some((status) => status < 300),
+        `${operation} never succeeded: ${all}`,
+      )
+      .toBe(true);
+    expect
+      .soft(
+        all.some((status) => status >= 400),
+        `${operation} was never refused: ${all}`,
+      )
+      .toBe(true);
+  }
+  expect(await controller.call('GET', '/healthz')).toMatchObject({ status: 200 });
+  expect(exit.faults).toEqual([]);
+  await expectConsistent(controller);
+});
