@@ -2,11 +2,11 @@
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { Lineage } from '@katafract/shared/units';
+import { build } from 'esbuild';
 import { exportJWK, generateKeyPair } from 'jose';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { openLedger } from './desired/ledger.ts';
@@ -17,7 +17,8 @@ import { type Namespace, namespace } from './host/testing/namespace.ts';
 import { CONFIG, NODE, peer, peers, whole } from './testing/messages.ts';
 import { VERSION } from './version.ts';
 
-const TSX = createRequire(import.meta.url).resolve('tsx');
+const REQUIRE =
+  "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);";
 const QUIET = { info: () => undefined, warn: () => undefined, error: () => undefined };
 const MAIN = fileURLToPath(new URL('main.ts', import.meta.url));
 
@@ -36,9 +37,7 @@ describe.skipIf(process.getuid?.() !== 0)('katafract-agent', () => {
     new Promise<{ status: number; output: string }>((resolve) => {
       const [program = '', ...rest] = host.within([
         process.execPath,
-        '--import',
-        TSX,
-        MAIN,
+        join(directory, 'main.mjs'),
         ...args,
         '--state-dir',
         directory,
@@ -95,6 +94,16 @@ describe.skipIf(process.getuid?.() !== 0)('katafract-agent', () => {
   beforeAll(async () => {
     host = await namespace();
     directory = mkdtempSync(join(tmpdir(), 'katafract-main-'));
+    // Bundled, since many starts through a loader take long.
+    const outfile = join(directory, 'main.mjs');
+    await build({
+      entryPoints: [MAIN],
+      outfile,
+      bundle: true,
+      platform: 'node',
+      format: 'esm',
+      banner: { js: REQUIRE },
+    });
     await enrolled();
     await holds(peers(2, 30));
   });
@@ -187,9 +196,7 @@ describe.skipIf(process.getuid?.() !== 0)('katafract-agent', () => {
   test('runs once a tunnel, and leaves it as it is when it is stopped', async () => {
     const [program = '', ...args] = host.within([
       process.execPath,
-      '--import',
-      TSX,
-      MAIN,
+      join(directory, 'main.mjs'),
       'run',
       '--state-dir',
       directory,
