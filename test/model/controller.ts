@@ -28,6 +28,8 @@ export interface ControllerWorld {
   faults(): Faults;
   /** Hands a signed message to the broker. */
   down(jws: string): void;
+  /** Counts what came up. */
+  met(what: string): void;
   /** A report was written, which the other controllers are notified of. */
   reported(applied: Position): void;
   /** For tests that break something: gets the ports and may return others. */
@@ -42,7 +44,6 @@ const REPORT_MS = 200;
 export class Controller {
   readonly publisher: NodePublisher;
   readonly process: Process;
-  readonly events: PublisherEvent[] = [];
   readonly #world: ControllerWorld;
   #report: Position | null = null;
   #connection = 0;
@@ -122,7 +123,7 @@ export class Controller {
   }
 
   #onEvent(event: PublisherEvent): void {
-    this.events.push(event);
+    this.#world.met(describe(event));
     if (event.kind !== 'applied' || !this.process.alive) return;
     if (!this.#report) this.process.clock.after(REPORT_MS, () => this.#writeReport());
     this.#report = { lineage: event.lineage, generation: event.generation };
@@ -177,4 +178,10 @@ export class Controller {
     this.process.kill();
     this.publisher.close();
   }
+}
+
+function describe(event: PublisherEvent): string {
+  return event.kind === 'sent'
+    ? `sent ${event.update}${event.attempt > 0 ? ' again' : ''}`
+    : `publisher: ${event.kind}`;
 }

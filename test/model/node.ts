@@ -21,6 +21,8 @@ export interface NodeWorld {
   random(): Streams;
   faults(): Faults;
   watch: KernelWatch;
+  /** Counts what came up. */
+  met(what: string): void;
   /** Hands a message to the broker. */
   up(message: UplinkMessage): void;
   /** The agent is through its first pass, and would connect now. */
@@ -31,7 +33,6 @@ export interface NodeWorld {
   tamperAgent?(ports: AgentPorts): AgentPorts;
 }
 
-const QUIET_LOG = { info: () => undefined, warn: () => undefined, error: () => undefined };
 const TELEMETRY = {
   cpu: 0,
   memoryUsed: 0,
@@ -46,16 +47,22 @@ export class NodeRun {
   readonly process: Process;
   readonly agent: Agent;
   ready = false;
+  readonly #met: (what: string) => void;
 
   constructor(world: NodeWorld, boot: string) {
     this.process = new Process(world.clock);
+    this.#met = (what) => world.met(what);
     const { process } = this;
     const random = world.random();
     const faults = () => world.faults();
     const ports: AgentPorts = {
       clock: process.clock,
       random: random.agent.next,
-      log: QUIET_LOG,
+      log: {
+        info: () => undefined,
+        warn: (_, message) => world.met(`agent: ${message}`),
+        error: ({ code }, message) => world.met(`agent: ${typeof code === 'string' ? code : message}`),
+      },
       peers: new KernelPort(world.kernel, process, () => world.random().kernel, faults, world.watch),
       host: hostPort(world.kernel, process, () => world.random().host, faults),
       disk: diskPort(
@@ -96,7 +103,13 @@ export class NodeRun {
     return this.process.alive ? this.agent.status() : null;
   }
 
+  /** Counts what it has come across, of which it says nothing more. */
+  tell(): void {
+    for (const reason of Object.keys(this.agent.status().refused)) this.#met(`refused: ${reason}`);
+  }
+
   kill(): void {
+    this.tell();
     this.process.kill();
   }
 }

@@ -4,10 +4,11 @@ import type { Desired } from '@katafract/shared/desired';
 import { signDesired } from '@katafract/shared/desired';
 import { setDigest } from '@katafract/shared/digest';
 import type { Generation, Lineage, PublicKey } from '@katafract/shared/units';
+import { base64url, CompactSign } from 'jose';
 import { WEATHER } from './faults.ts';
 import { flipped } from './network.ts';
 import { ipv4Of, ipv6Of, keyOf, tuple } from './peers.ts';
-import type { Action } from './script.ts';
+import type { Action, Attack } from './script.ts';
 import { NODE, OTHER_NODE, type World } from './world.ts';
 
 /** Keys and addresses of the usual peers; bulk ones are numbered from BULK_FIRST. */
@@ -37,7 +38,7 @@ export function perform(world: World, action: Action): void {
       exchange(world, action.count);
       return;
     case 'bulk':
-      bulk(world, action.count);
+      bulk(world, action);
       return;
     case 'configure':
       configure(world);
@@ -144,11 +145,11 @@ function exchange(world: World, count: number): void {
 }
 
 /** Many come, or as many go. */
-function bulk(world: World, count: number): void {
+function bulk(world: World, { count, go: leave }: Of<'bulk'>): void {
   const { rows } = world.log.state(NODE);
   const all = numbers(BULK_FIRST, BULK_LAST - BULK_FIRST);
   const here = all.filter((index) => rows.has(keyOf(index)));
-  const go = here.length > count && world.random.operation.chance(0.5);
+  const go = leave && here.length >= count;
   const taken = takenAddresses(world);
   const free = all.filter((index) => !rows.has(keyOf(index)) && !taken.has(ipv4Of(index)));
   const come = go ? [] : free.slice(0, count).map((index) => tuple(index, index));
@@ -212,22 +213,30 @@ function crash(world: World, { within, loses, down }: Of<'crash'>): void {
   });
 }
 
-async function attack(world: World, how: Of<'attack'>['how']): Promise<void> {
+async function attack(world: World, how: Attack): Promise<void> {
+  const jws = await attackMessage(world, how);
+  if (jws !== null) world.network.inject(jws);
+}
+
+async function attackMessage(world: World, how: Attack): Promise<string | null> {
   const { network, random, keys } = world;
   const { operation } = random;
-  const heard = operation.pick(network.overheard);
+  const heard = operation.pick(network.overheard) ?? null;
   const evil = message(world);
-  if (how === 'replay' && heard) network.inject(heard);
-  if (how === 'flip' && heard) network.inject(flipped(operation, heard));
-  if (how === 'redirect') {
-    network.inject(await signDesired({ ...evil, node: OTHER_NODE }, keys.state.privateKey, 'state'));
+  const real = keys.state.privateKey;
+  if (how === 'replay') return heard;
+  if (how === 'flip') return heard && flipped(operation, heard);
+  if (how === 'redirect') return signDesired({ ...evil, node: OTHER_NODE }, real, 'state');
+  if (how === 'version') return signDesired({ ...evil, v: 2 as 1 }, real, 'state');
+  if (how === 'typ') {
+    const body = new TextEncoder().encode(JSON.stringify(evil));
+    return new CompactSign(body).setProtectedHeader({ alg: 'EdDSA', typ: 'kf-node+jwt' }).sign(real);
   }
-  const forged = await signDesired(evil, keys.foreign.privateKey, 'state');
-  if (how === 'forge') network.inject(forged);
-  if (how === 'splice' && heard) {
-    const [head, , signature] = heard.split('.');
-    network.inject([head, forged.split('.')[1], signature].join('.'));
-  }
+  const [head, body, signature] = (await signDesired(evil, keys.foreign.privateKey, 'state')).split('.');
+  if (how === 'unsigned') return `${base64url.encode('{"alg":"none","typ":"kf-desired+jws"}')}.${body}.`;
+  if (how === 'forge') return `${head}.${body}.${signature}`;
+  const [heardHead, , heardSignature] = heard?.split('.') ?? [];
+  return heardHead === undefined ? null : `${heardHead}.${body}.${heardSignature}`;
 }
 
 /** What somebody would like the node to believe: a table of his own, next in line or far ahead. */

@@ -6,7 +6,7 @@ import type { Script } from './script.ts';
 import { type Keys, NODE, type Tampering, World } from './world.ts';
 
 /** After the last fault the node must be right within so many heartbeats. */
-const PATIENCE = 12;
+const PATIENCE = 8;
 /** Longest time between two of the agent's full passes, in ms. */
 const HEARTBEAT_MS = 11_000;
 
@@ -30,6 +30,7 @@ export async function run(
   await calm(world);
   await converge(world);
   await staysPut(world);
+  world.node?.tell();
   return world;
 }
 

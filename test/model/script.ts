@@ -10,8 +10,8 @@ export type Action =
   | { do: 'rotate' }
   /** Addresses pass from peers that go to peers that come. */
   | { do: 'exchange'; count: number }
-  /** Thousands of rows at once. */
-  | { do: 'bulk'; count: number }
+  /** Thousands of rows at once, which come, or go where there are as many. */
+  | { do: 'bulk'; count: number; go: boolean }
   | { do: 'configure' }
   | { do: 'sweep' }
   /** The database falls back by some commits; the controller goes on with it, or starts anew. */
@@ -25,7 +25,14 @@ export type Action =
   | { do: 'restart controller'; which: number; down: number }
   | { do: 'disconnect'; down: number }
   /** Somebody on the way says something. */
-  | { do: 'attack'; how: 'forge' | 'replay' | 'redirect' | 'flip' | 'splice' };
+  | { do: 'attack'; how: Attack };
+
+/**
+ * Signed by another key, an old message again, one for another node, one with a bit flipped, head and signature of one
+ * with the body of another, unsigned, signed as something else, of a version to come.
+ */
+const ATTACKS = ['forge', 'replay', 'redirect', 'flip', 'splice', 'unsigned', 'typ', 'version'] as const;
+export type Attack = (typeof ATTACKS)[number];
 
 export interface Operation {
   readonly action: Action;
@@ -92,29 +99,41 @@ const actions: { weight: number; arbitrary: fc.Arbitrary<Action> }[] = [
     weight: 4,
     arbitrary: record({
       do: constant('attack'),
-      how: constantFrom('forge', 'replay', 'redirect', 'flip', 'splice'),
+      how: constantFrom('replay' as const, ...ATTACKS),
     }),
   },
 ];
 
-function script(choice: fc.Arbitrary<Action>, most: number): fc.Arbitrary<Script> {
-  const operation = record({ action: choice, seed, pause: time(10, 1000, 1000, 12_000) });
-  const topology = constantFrom('embedded', ...TOPOLOGIES);
-  return record({
-    seed,
-    topology,
-    operations: fc.array(operation, { minLength: 1, maxLength: most, size: 'max' }),
-  });
+const bulk = record({
+  do: constant('bulk' as const),
+  count: integer({ min: 1500, max: 4500 }),
+  go: boolean(),
+});
+const usual = oneof(...actions);
+const heavy = oneof({ weight: 12, arbitrary: bulk }, ...actions);
+const pause = time(10, 1000, 1000, 12_000);
+const topology = constantFrom('embedded' as const, ...TOPOLOGIES);
+
+function operations(action: fc.Arbitrary<Action>, most: number): fc.Arbitrary<Operation[]> {
+  return fc.array(record({ action, seed, pause }), { minLength: 1, maxLength: most, size: 'max' });
 }
 
 /** The usual run: a table of a few dozen peers, where everything meets everything. */
-export const scripts = script(oneof(...actions), 24);
+export const scripts: fc.Arbitrary<Script> = record({ seed, topology, operations: operations(usual, 24) });
 
-/** Runs in which an update takes several parts and the journal outgrows its snapshot. */
-export const bulkScripts = script(
-  oneof(
-    { weight: 12, arbitrary: record({ do: constant('bulk'), count: integer({ min: 1500, max: 4500 }) }) },
-    ...actions,
-  ),
-  12,
-);
+/** Runs in which an update takes several parts. */
+export const bulkScripts: fc.Arbitrary<Script> = record({
+  seed,
+  topology,
+  operations: operations(heavy, 12),
+});
+
+/** Runs that begin with so many changes that the journal of the agent is about to be folded into a snapshot. */
+export const wornScripts: fc.Arbitrary<Script> = fc
+  .tuple(seed, topology, fc.constantFrom('slow', 'crawling', 'flaky disk', 'storm'), operations(heavy, 8))
+  .map(([first, where, weather, rest]) => {
+    const step = (action: Action): Operation => ({ action, seed: first, pause: 100 });
+    const wear = [false, true, false].map((go) => step({ do: 'bulk', count: 4400, go }));
+    const last = [step({ do: 'weather', weather }), step({ do: 'bulk', count: 4400, go: true })];
+    return { seed: first, topology: where, operations: [...wear, ...last, ...rest] };
+  });

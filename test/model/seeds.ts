@@ -25,12 +25,16 @@ export function oneSeed(): number | null {
 
 let keys: Promise<Keys> | null = null;
 
+/** In how many runs each thing came up. */
+export const met = new Map<string, number>();
+
 async function property(scripts: fc.Arbitrary<Script>, tampering: Tampering) {
   if (!keys) inlineCrypto();
   keys ??= makeKeys();
   const known = await keys;
   return fc.asyncProperty(scripts, async (script) => {
-    await run(script, known, tampering);
+    const world = await run(script, known, tampering);
+    for (const what of world.met) met.set(what, (met.get(what) ?? 0) + 1);
   });
 }
 

@@ -63,6 +63,8 @@ export class World {
   readonly copies: Copy[] = [];
   /** The first thing that must not be; the run ends with it. */
   violation: unknown = null;
+  /** What came up, for whoever wants to know that a run was worth its while. */
+  readonly met = new Set<string>();
   /** When the last fault under way is over. */
   faultsEnd = 0;
   #node: NodeRun | null = null;
@@ -90,6 +92,7 @@ export class World {
         random,
         faults,
         down: (jws) => this.network.down(jws),
+        met: (what) => this.met.add(what),
         ...(tamper ? { tamper } : {}),
       },
       topology,
@@ -179,6 +182,7 @@ export class World {
           changed: () => this.check(() => this.oracle.evidence()),
         },
         up: (message) => this.#up(message),
+        met: (what) => this.met.add(what),
         started: () => this.#connectSoon(),
         ended: () => {
           this.killNode();
