@@ -51,6 +51,8 @@ export class ExternalBroker implements Bus {
   readonly #admitted = new Map<NodeId, () => void>();
   #client: MqttClient | null = null;
   #handlers: BusHandlers | null = null;
+  /** Whether this connection's greeting is through: before it the broker drops, in silence, whatever we say. */
+  #greeted = false;
 
   constructor(options: ExternalBrokerOptions) {
     this.#options = options;
@@ -78,14 +80,20 @@ export class ExternalBroker implements Bus {
     });
     client.on('connect', () => {
       this.#greet(client).then(
-        () => handlers.onConnection(true),
+        () => {
+          this.#greeted = true;
+          handlers.onConnection(true);
+        },
         () => {
           handlers.onRefused('greeting_failed', null);
           client.stream.destroy();
         },
       );
     });
-    client.on('close', () => handlers.onConnection(false));
+    client.on('close', () => {
+      this.#greeted = false;
+      handlers.onConnection(false);
+    });
     client.on('error', () => handlers.onRefused('connection_error', null));
   }
 
@@ -120,7 +128,7 @@ export class ExternalBroker implements Bus {
     const correlationData = randomUUID();
     const answered = new Promise<Answer>((resolve) => this.#waiting.set(correlationData, resolve));
     try {
-      await this.publish(CONTROL, JSON.stringify({ commands: [{ ...command, correlationData }] }));
+      await this.#publish(CONTROL, JSON.stringify({ commands: [{ ...command, correlationData }] }));
       const answer = await Promise.race([answered, sleep(this.#clock, ANSWER_MS)]);
       if (!answer) throw brokerUnavailable(new Error('no answer to a command'));
       const { error } = answer;
@@ -201,15 +209,19 @@ export class ExternalBroker implements Bus {
     }
   }
 
+  /** Not queued while there is no broker, or before it lets us speak: what is due is decided anew when it does. */
   publish(name: string, payload: string): Promise<void> {
+    return this.ready() ? this.#publish(name, payload) : Promise.reject(brokerUnavailable());
+  }
+
+  #publish(name: string, payload: string): Promise<void> {
     const client = this.#client;
-    // Not queued while there is no broker: what is due then is decided anew when it is back.
     if (!client?.connected) return Promise.reject(brokerUnavailable());
     return client.publishAsync(name, payload, { qos: 1 }).then(() => undefined);
   }
 
   ready(): boolean {
-    return this.#client?.connected === true;
+    return this.#greeted && this.#client?.connected === true;
   }
 
   async evict(node: NodeId): Promise<void> {
