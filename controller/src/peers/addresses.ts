@@ -11,30 +11,42 @@ export async function initPool(sql: Sql, plan: AddressPlan): Promise<void> {
   await sql`insert into address_pool (id, next_index) values (1, ${plan.first}) on conflict do nothing`;
 }
 
+/** Locks the pool for the rest of the transaction. @returns the first index that was never given out */
+export async function lockPool(sql: Sql): Promise<number> {
+  const [pool] = await sql<{ next: number }[]>`
+    select next_index as next from address_pool where id = 1 for update`;
+  if (!pool) throw new KatafractError('address_pool_missing', 'the address pool was never initialised');
+  return pool.next;
+}
+
+export interface Taken {
+  readonly indexes: readonly number[];
+  /** The first never-used index from now on: the caller writes it down in its transaction (`address_pool`). */
+  readonly next: number;
+}
+
 /**
- * Takes up to `count` indexes; fewer where the pool has no more to give.
+ * Takes up to `count` indexes of the locked pool; fewer where it has no more to give. Costs no statement while there
+ * are never-used ones.
+ * @param next of lockPool
  * @param restedBefore a freed index may be reused if it was freed before this
  */
 export async function takeIndexes(
   sql: Sql,
   plan: AddressPlan,
+  next: number,
   count: number,
   restedBefore: Date,
-): Promise<number[]> {
-  if (count === 0) return [];
-  const [fresh] = await sql<{ start: number; end: number }[]>`
-    update address_pool pool set next_index = least(before.next_index + ${count}, ${plan.last + 1})
-    from (select id, next_index from address_pool where id = 1 for update) before
-    where pool.id = before.id returning before.next_index as start, pool.next_index as end`;
-  if (!fresh) throw new KatafractError('address_pool_missing', 'the address pool was never initialised');
-  const indexes = Array.from({ length: fresh.end - fresh.start }, (_, offset) => fresh.start + offset);
-  if (indexes.length === count) return indexes;
+): Promise<Taken> {
+  const fresh = Math.max(0, Math.min(count, plan.last + 1 - next));
+  const indexes = Array.from({ length: fresh }, (_, offset) => next + offset);
+  if (fresh === count) return { indexes, next: next + fresh };
   const rested = await sql<{ index: number }[]>`
     delete from resting_addresses where address_index in (
       select address_index from resting_addresses where released_at < ${restedBefore}
-      order by released_at limit ${count - indexes.length} for update skip locked)
+      order by released_at limit ${count - fresh} for update skip locked)
     returning address_index as index`;
-  return [...indexes, ...rested.map((row) => row.index)];
+  return { indexes: [...indexes, ...rested.map((row) => row.index)], next: next + fresh };
 }
 
 /** Puts freed indexes to rest. */

@@ -1,10 +1,10 @@
 /**
  * Provisioning a batch of peers in one transaction:
  *
- *   place (memory) → lock subscriptions, read facts → decide (rules.ts) → take addresses → insert everything,
- *   raise the nodes' generations → commit → announce
+ *   place (memory) → lock subscriptions and the pool, read facts → decide (rules.ts) → insert everything, raise the
+ *   nodes' generations → commit → announce
  *
- * Statements that do not need one another's results go out together, so a batch costs five round trips, whatever
+ * Statements that do not need one another's results go out together, so a batch costs four round trips, whatever
  * its size.
  */
 import { type AddressPlan, addressesAt } from '@katafract/shared/addresses';
@@ -15,7 +15,7 @@ import type { Audit } from '../audit/audit.ts';
 import type { Fleet, RowChange } from '../fleet/fleet.ts';
 import type { Database, Sql, Tx } from '../platform/db.ts';
 import { uuidv7 } from '../platform/ids.ts';
-import { addressesExhausted, takeIndexes } from './addresses.ts';
+import { addressesExhausted, lockPool, takeIndexes } from './addresses.ts';
 import type { Outcome } from './batch.ts';
 import { type BatchFacts, type Decision, decideBatch, type ProvisionWish, roleOf } from './rules.ts';
 import type { PeerRow } from './store.ts';
@@ -58,9 +58,12 @@ export async function provisionBatch(
     wishes.map(({ region, tier }) => ({ region, standbys: TIERS[tier].standbys })),
   );
   const { outcomes, announce } = await deps.db.transaction(async (tx) => {
-    const facts = await readFacts(tx.sql, wishes);
+    const [facts, pool] = await Promise.all([readFacts(tx.sql, wishes), lockPool(tx.sql)]);
     const decisions = decideBatch(wishes, facts, deps.now());
-    const grants = await grant(deps, tx, wishes, decisions, placed);
+    const wanted = decisions.map(({ do: what }, at) => what === 'create' && Array.isArray(placed[at]));
+    const rested = new Date(deps.now() - deps.restMs);
+    const taken = await takeIndexes(tx.sql, deps.plan, pool, wanted.filter(Boolean).length, rested);
+    const grants = grant(deps, wishes, wanted, placed, taken.indexes);
     const now = new Date(deps.now());
     const given = grants.filter((one): one is Grant => one !== null);
     const [{ advances, announce }] = await Promise.all([
@@ -68,7 +71,7 @@ export async function provisionBatch(
         tx,
         given.flatMap((one) => rowsOf(deps.plan, one)),
       ),
-      ...insert(deps, tx, given, now),
+      ...insert(deps, tx, given, taken.next, now),
     ]);
     const committed = new Map(advances.map(({ node, lineage, to }) => [node, { node, lineage, to }]));
     const outcomes = conclude(wishes, decisions, placed, grants, (one) => provisioned(one, committed, now));
@@ -116,19 +119,17 @@ async function readFacts(sql: Sql, wishes: readonly ProvisionWish[]): Promise<Ba
 }
 
 /** Gives each request that is to be created its exits and addresses; null for all others, and where addresses ran out. */
-async function grant(
+function grant(
   deps: ProvisionDeps,
-  tx: Tx,
   wishes: readonly ProvisionWish[],
-  decisions: readonly Decision[],
+  wanted: readonly boolean[],
   placed: readonly Placed[],
-): Promise<(Grant | null)[]> {
-  const wanted = decisions.map((decision, at) => decision.do === 'create' && Array.isArray(placed[at]));
-  const rested = new Date(deps.now() - deps.restMs);
-  const indexes = await takeIndexes(tx.sql, deps.plan, wanted.filter(Boolean).length, rested);
+  indexes: readonly number[],
+): (Grant | null)[] {
+  const left = [...indexes];
   return wishes.map((wish, at) => {
     const exits = placed[at];
-    const index = wanted[at] ? indexes.shift() : undefined;
+    const index = wanted[at] ? left.shift() : undefined;
     if (index === undefined || !Array.isArray(exits)) return null;
     return { wish, id: uuidv7(deps.now()) as PeerId, index, exits };
   });
@@ -146,8 +147,17 @@ function rowsOf(plan: AddressPlan, { wish, id, index, exits }: Grant): RowChange
   }));
 }
 
-/** Rows travel as one JSON parameter: a statement with a parameter a row would be planned anew for every batch size. */
-function insert(deps: ProvisionDeps, tx: Tx, grants: readonly Grant[], now: Date): Promise<unknown>[] {
+/**
+ * Rows travel as one JSON parameter: a statement with a parameter a row would be planned anew for every batch size.
+ * @param next how far the address pool is used now
+ */
+function insert(
+  deps: ProvisionDeps,
+  tx: Tx,
+  grants: readonly Grant[],
+  next: number,
+  now: Date,
+): Promise<unknown>[] {
   if (grants.length === 0) return [];
   const { sql } = tx;
   const rows = grants.map(({ wish, id, index }) => ({
@@ -156,29 +166,24 @@ function insert(deps: ProvisionDeps, tx: Tx, grants: readonly Grant[], now: Date
     key: wish.publicKey,
     index,
     region: wish.region,
+    ...(wish.idempotency ? { ...scopeOf(wish), repeat: wish.idempotency } : {}),
   }));
-  const keys = grants.flatMap(({ wish, id }) =>
-    wish.idempotency ? [{ ...scopeOf(wish), ...wish.idempotency, id }] : [],
-  );
   return [
     sql`
-      insert into peers (id, subscription_id, public_key, address_index, region_id, created_at, provisioned_at)
-      select r.id, r.subscription, r.key, r.index, r.region, ${now}, ${now}
-      from jsonb_to_recordset(${sql.json(rows)})
-        as r(id uuid, subscription uuid, key text, index int, region text)`,
-    sql`
-      update subscriptions s set peer_count = s.peer_count + g.count
-      from (select r.subscription as id, count(*)::int as count
-            from jsonb_to_recordset(${sql.json(rows)}) as r(subscription uuid) group by 1) g
-      where s.id = g.id`,
-    ...(keys.length === 0
-      ? []
-      : [
-          sql`
-            insert into idempotency_keys (scope, key, request_hash, resource_id, created_at)
-            select r.scope, r.key, r."requestHash", r.id, ${now}
-            from jsonb_to_recordset(${sql.json(keys)}) as r(scope text, key text, "requestHash" text, id uuid)`,
-        ]),
+      with granted as (
+        select * from jsonb_to_recordset(${sql.json(rows)}) as r(
+          id uuid, subscription uuid, key text, index int, region text, scope text, repeat jsonb)
+      ), made as (
+        insert into peers (id, subscription_id, public_key, address_index, region_id, created_at, provisioned_at)
+        select id, subscription, key, index, region, ${now}, ${now} from granted
+      ), counted as (
+        update subscriptions s set peer_count = s.peer_count + g.count
+        from (select subscription as id, count(*)::int as count from granted group by 1) g where s.id = g.id
+      ), moved as (
+        update address_pool set next_index = ${next} where id = 1
+      )
+      insert into idempotency_keys (scope, key, request_hash, resource_id, created_at)
+      select scope, repeat->>'key', repeat->>'requestHash', id, ${now} from granted where scope is not null`,
     deps.audit.record(
       tx,
       grants.map(({ wish, id, index, exits }) => ({
