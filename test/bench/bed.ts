@@ -14,6 +14,7 @@ import { waitFor } from '../lab/wait.ts';
 import type { TestDatabase, TestPostgres } from '../postgres.ts';
 import { loadPeers } from './load.ts';
 import { Place } from './place.ts';
+import type { WorkerOperations } from './worker.ts';
 
 /** The controller's defaults. */
 const POOL = ['10.64.0.0/10', 'fd4b:6174:6166::/64'] as const;
@@ -25,6 +26,8 @@ export interface NodeView {
   readonly applied: number;
   readonly connected: boolean;
 }
+
+export type Worker = Place<WorkerOperations>;
 
 export interface Subscription {
   readonly id: string;
@@ -50,7 +53,7 @@ export class Fleet {
   readonly databaseUrl: string;
   readonly #plan: AddressPlan = addressPlan(Cidr4.parse(POOL[0]), Cidr6.parse(POOL[1]));
   readonly #database: TestDatabase;
-  readonly #places = new Map<string, Promise<Place>>();
+  readonly #places = new Map<string, Promise<Worker>>();
 
   private constructor(lab: Lab, database: TestDatabase, db: Database) {
     this.lab = lab;
@@ -80,13 +83,13 @@ export class Fleet {
     return this.lab.exit(name);
   }
 
-  place(host: Host): Promise<Place> {
-    const there = this.#places.get(host.name) ?? Place.start(host);
+  place(host: Host): Promise<Worker> {
+    const there = this.#places.get(host.name) ?? Place.worker(host);
     this.#places.set(host.name, there);
     return there;
   }
 
-  get device(): Promise<Place> {
+  get device(): Promise<Worker> {
     const [device] = this.lab.devices;
     if (!device) throw new Error('the bench has one device');
     return this.place(device);

@@ -1,20 +1,45 @@
-/** The bench's side of worker.ts: a place inside a host where operations can be run. */
+/** The bench's side of its processes inside hosts (worker.ts, work/spawner.mjs): where an operation is run, and how. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import type { Host } from '../lab/host.ts';
-import type { Answer, Operations, Question } from './worker.ts';
+import type { SshTarget } from './sshd.ts';
+import type { WorkerOperations } from './worker.ts';
 
-const WORKER = fileURLToPath(new URL('worker.ts', import.meta.url));
+export interface Question {
+  readonly id: number;
+  readonly operation: string;
+  readonly argument: unknown;
+}
+export type Answer = { readonly id: number } & ({ readonly result: unknown } | { readonly error: string });
+
+type Times = (argument: { count: number }) => Promise<number[]>;
+/** What work/spawner.mjs does. */
+export interface SpawnerOperations {
+  makeBare(argument: undefined): Promise<void>;
+  removeBare(argument: undefined): Promise<void>;
+  wgSet: Times;
+  wgSetconf(argument: { file: string }): Promise<number>;
+  openSsh(argument: SshTarget): Promise<void>;
+  sshCold: Times;
+  sshKept: Times;
+  sshShell: Times;
+  closeSsh(argument: undefined): Promise<void>;
+}
+
+const path = (name: string) => fileURLToPath(new URL(name, import.meta.url));
 /** Node with TypeScript, wherever it is started: hosts' programs start in `/`. */
 export const NODE_TYPESCRIPT = [process.execPath, '--import', import.meta.resolve('tsx')] as const;
 
-type Result<K extends keyof Operations> = Awaited<ReturnType<Operations[K]>>;
+type Operations<T> = { [K in keyof T]: (argument: never) => Promise<unknown> };
+type Argument<T extends Operations<T>, K extends keyof T> = Parameters<T[K]>[0];
+type Result<T extends Operations<T>, K extends keyof T> = Awaited<ReturnType<T[K]>>;
+
 interface Waiting {
   readonly resolve: (value: unknown) => void;
   readonly reject: (error: Error) => void;
 }
 
-export class Place {
+export class Place<T extends Operations<T>> {
   readonly #child: ChildProcess;
   readonly #waiting = new Map<number, Waiting>();
   #next = 1;
@@ -28,15 +53,23 @@ export class Place {
     });
   }
 
-  static start(host: Host): Promise<Place> {
-    const [command = '', ...args] = [...host.enter(), ...NODE_TYPESCRIPT, WORKER];
+  static worker(host: Host): Promise<Place<WorkerOperations>> {
+    return Place.#start<WorkerOperations>(host, [...NODE_TYPESCRIPT, path('worker.ts')]);
+  }
+
+  static spawner(host: Host): Promise<Place<SpawnerOperations>> {
+    return Place.#start<SpawnerOperations>(host, [process.execPath, path('work/spawner.mjs')]);
+  }
+
+  static #start<T extends Operations<T>>(host: Host, program: readonly string[]): Promise<Place<T>> {
+    const [command = '', ...args] = [...host.enter(), ...program];
     const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'], cwd: '/' });
     return new Promise((resolve, reject) => {
       child.once('error', reject);
       child.once('exit', (code) => reject(new Error(`no worker on ${host.name} (${code})`)));
       child.once('message', () => {
         child.removeAllListeners('exit');
-        resolve(new Place(child, `the worker on ${host.name}`));
+        resolve(new Place<T>(child, `the worker on ${host.name}`));
       });
     });
   }
@@ -49,10 +82,10 @@ export class Place {
   }
 
   /** Runs one operation there. */
-  do<K extends keyof Operations>(operation: K, argument: Parameters<Operations[K]>[0]): Promise<Result<K>> {
+  do<K extends keyof T & string>(operation: K, argument: Argument<T, K>): Promise<Result<T, K>> {
     const question: Question = { id: this.#next++, operation, argument };
-    return new Promise<Result<K>>((resolve, reject) => {
-      this.#waiting.set(question.id, { resolve: (value) => resolve(value as Result<K>), reject });
+    return new Promise<Result<T, K>>((resolve, reject) => {
+      this.#waiting.set(question.id, { resolve: (value) => resolve(value as Result<T, K>), reject });
       this.#child.send(question, (error) => error && reject(error));
     });
   }

@@ -6,8 +6,8 @@
  * Each peer is removed again before the next, so that the size of the table is what it says.
  */
 import type { Exit } from '../lab/exit.ts';
-import type { Fleet, Subscription } from './bed.ts';
-import type { Place } from './place.ts';
+import type { Fleet, Subscription, Worker } from './bed.ts';
+import { Place, type SpawnerOperations } from './place.ts';
 import type { Report } from './report.ts';
 import { startSshd } from './sshd.ts';
 import { median, pairedRatio, quantile, summarize } from './stats.ts';
@@ -62,7 +62,7 @@ async function once({ fleet, exit, owner, region }: App, look: boolean): Promise
   return { made: made.ms, removed: removed.ms };
 }
 
-async function inKernel(place: Place, exit: Exit, key: string, peer: PeerBody): Promise<void> {
+async function inKernel(place: Worker, exit: Exit, key: string, peer: PeerBody): Promise<void> {
   const table = await place.do('kernelTable', { name: exit.tunnel });
   const wanted = `${peer.addresses.ipv4}/32 ${peer.addresses.ipv6}/128`;
   if (table[key] !== wanted)
@@ -89,34 +89,39 @@ export async function measureProvision(
   const ssh = await startSshd(exit);
   const artemis = await fleet.place(fleet.lab.artemis);
   const onExit = await fleet.place(exit);
+  const pusher = await Place.spawner(fleet.lab.artemis);
+  const spawner = await Place.spawner(exit);
   const host = '100.64.0.1';
-  await onExit.do('makeBare', undefined);
+  await spawner.do('makeBare', undefined);
   await artemis.do('openParts', { database: fleet.databaseUrl, host, port: HOP_PORT });
   await onExit.do('answerHops', { host, port: HOP_PORT });
-  await artemis.do('openSsh', ssh.target);
+  await pusher.do('openSsh', ssh.target);
   const alone = { fleet, exit, owner: await fleet.subscribe('free'), region: exit.region };
   const backed = { ...alone, owner: await fleet.subscribe('plus') };
   const samples: Samples = {};
   for (let round = -1; round < options.rounds; round++) {
-    const taken = await oneRound({ alone, backed, artemis, onExit }, round < 0 ? 5 : options.each);
+    const taken = await oneRound({ alone, backed, artemis, spawner, pusher }, round < 0 ? 5 : options.each);
     if (round >= 0) for (const [name, times] of Object.entries(taken)) push(samples, name, times);
   }
-  await artemis.do('closeSsh', undefined);
+  await pusher.do('closeSsh', undefined);
   await artemis.do('closeParts', undefined);
-  await onExit.do('removeBare', undefined);
-  await ssh.stop();
+  await spawner.do('removeBare', undefined);
+  await Promise.all([pusher.end(), spawner.end(), ssh.stop()]);
   reportProvision(report, samples);
 }
 
 interface Bench {
   readonly alone: App;
   readonly backed: App;
-  readonly artemis: Place;
-  readonly onExit: Place;
+  readonly artemis: Worker;
+  /** On the exit. */
+  readonly spawner: Place<SpawnerOperations>;
+  /** On the controller's host. */
+  readonly pusher: Place<SpawnerOperations>;
 }
 
 async function oneRound(
-  { alone, backed, artemis, onExit }: Bench,
+  { alone, backed, artemis, spawner, pusher }: Bench,
   count: number,
 ): Promise<Record<string, number[]>> {
   const taken: Record<string, number[]> = { post: [], remove: [], backed: [] };
@@ -126,10 +131,13 @@ async function oneRound(
     taken.remove?.push(removed);
     taken.backed?.push((await once(backed, turn === 0)).made);
   }
-  for (const part of PARTS) taken[part] = await (part === 'wgSet' ? onExit : artemis).do(part, { count });
-  taken.sshCold = await artemis.do('sshCold', { count: 1 });
-  taken.sshKept = await artemis.do('sshKept', { count: 3 });
-  taken.sshShell = await artemis.do('sshShell', { count: 3 });
+  taken.commits = await artemis.do('commits', { count });
+  taken.signatures = await artemis.do('signatures', { count });
+  taken.hops = await artemis.do('hops', { count });
+  taken.wgSet = await spawner.do('wgSet', { count });
+  taken.sshCold = await pusher.do('sshCold', { count: 1 });
+  taken.sshKept = await pusher.do('sshKept', { count: 3 });
+  taken.sshShell = await pusher.do('sshShell', { count: 3 });
   return taken;
 }
 

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import type { Exit } from '../lab/exit.ts';
 import { waitFor } from '../lab/wait.ts';
 import type { Fleet } from './bed.ts';
+import { Place } from './place.ts';
 import type { Report } from './report.ts';
 import { median, pairedRatio } from './stats.ts';
 
@@ -57,13 +58,14 @@ export async function measureSnapshot(
   const snapshots: number[] = [];
   const setconfs: number[] = [];
   let peers = 0;
-  const place = await fleet.place(exit);
+  const spawner = await Place.spawner(exit);
   for (let round = 0; round < rounds; round++) {
     peers = await writeConfig(fleet, exit, file);
-    setconfs.push(await place.do('wgSetconf', { file }));
+    setconfs.push(await spawner.do('wgSetconf', { file }));
     snapshots.push(await coldStart(fleet, exit));
     await fleet.converged(exit, peers + 1);
   }
+  await spawner.end();
   const table = `${peers.toLocaleString('en')} peers`;
   report.table(
     `(e) ${table} to a cold node`,

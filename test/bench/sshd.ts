@@ -3,11 +3,19 @@ import { chmodSync, existsSync, mkdirSync, readFileSync, rmdirSync, writeFileSyn
 import { join } from 'node:path';
 import type { Exit } from '../lab/exit.ts';
 import { exec, type Program } from '../lab/process.ts';
-import type { SshTarget } from './work/ssh.ts';
 
 const PORT = 2222;
 /** sshd insists on this directory, which the service would make. */
 const SEPARATION = '/run/sshd';
+
+export interface SshTarget {
+  readonly host: string;
+  readonly port: number;
+  readonly key: string;
+  readonly knownHosts: string;
+  /** Where the kept connection's socket lies. */
+  readonly control: string;
+}
 
 export interface SshServer {
   readonly target: SshTarget;

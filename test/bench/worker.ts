@@ -3,29 +3,22 @@
  * The bench asks for one operation at a time over Node's IPC channel (see place.ts); times are taken in here, so the
  * channel is in none of them.
  */
+
+import type { Answer, Question } from './place.ts';
 import { callerOperations } from './work/caller.ts';
 import { exitOperations } from './work/exit.ts';
 import { partsOperations } from './work/parts.ts';
-import { sshOperations } from './work/ssh.ts';
-
-export interface Question {
-  readonly id: number;
-  readonly operation: keyof Operations;
-  readonly argument: unknown;
-}
-export type Answer = { readonly id: number } & ({ readonly result: unknown } | { readonly error: string });
 
 const createOperations = () => ({
   ...callerOperations(),
   ...exitOperations(),
   ...partsOperations(),
-  ...sshOperations(),
 });
-export type Operations = ReturnType<typeof createOperations>;
+export type WorkerOperations = ReturnType<typeof createOperations>;
 
 const operations = createOperations();
 process.on('message', async ({ id, operation, argument }: Question) => {
-  const run = operations[operation] as (argument: unknown) => Promise<unknown>;
+  const run = operations[operation as keyof WorkerOperations] as (argument: unknown) => Promise<unknown>;
   const answer = await run(argument).then(
     (result): Answer => ({ id, result }),
     (error: unknown): Answer => ({
