@@ -17,9 +17,11 @@
 import type { Clock } from '@katafract/shared/clock';
 import type { Generation, Lineage, NodeId } from '@katafract/shared/units';
 import type { Applied, Heartbeat, Hello } from '@katafract/shared/uplink';
-import { type Advance, coalesce, toMessages, type Update } from './changes.ts';
+import { type Advance, toMessages, type Update } from './changes.ts';
 import { History } from './history.ts';
+import { RecentSteps } from './recent.ts';
 import { carryOn, type Head, type Held } from './rules.ts';
+import { type Position, Waits } from './waits.ts';
 
 /** The log as the database has it. Each call is one consistent read. */
 export interface DesiredLog {
@@ -51,20 +53,6 @@ export type PublisherEvent =
 const RETRY_FIRST_MS = 1000;
 const RETRY_LONGEST_MS = 30_000;
 const SNAPSHOT_MS_PER_ROW = 0.5;
-/** Rows of committed steps kept in memory for a slow node; beyond that the log is read. */
-const PENDING_ROWS = 10_000;
-
-interface Waiter {
-  readonly lineage: Lineage;
-  readonly generation: Generation;
-  readonly done: (applied: boolean) => void;
-}
-
-interface Position {
-  readonly lineage: Lineage;
-  readonly generation: Generation;
-}
-
 const NOWHERE: Position = { lineage: 0 as Lineage, generation: 0 as Generation };
 
 export class NodePublisher {
@@ -82,8 +70,7 @@ export class NodePublisher {
   #acked: Position;
   /** The kernel showed another table than it should at the newest generation: send the whole one. */
   #drifted = false;
-  #pending: Advance[] = [];
-  #pendingRows = 0;
+  readonly #recent = new RecentSteps();
   #inFlight: Position | null = null;
   #attempt = 0;
   #snapshots = 0;
@@ -92,7 +79,7 @@ export class NodePublisher {
   #running = false;
   #again = false;
   #closed = false;
-  readonly #waiters = new Set<Waiter>();
+  readonly #waits: Waits;
 
   constructor(node: NodeId, start: { head: Head; acked: Position }, ports: PublisherPorts) {
     this.node = node;
@@ -101,6 +88,7 @@ export class NodePublisher {
     // A report of what this database has lost says nothing about what it has.
     this.#acked = position(start.acked, start.head) > 0 ? NOWHERE : start.acked;
     this.#ports = ports;
+    this.#waits = new Waits(ports.clock);
   }
 
   get head(): Head {
@@ -128,24 +116,13 @@ export class NodePublisher {
   waitFor(target: Position, ms: number): Promise<boolean> {
     if (this.#reached(target)) return Promise.resolve(true);
     if (target.lineage < this.#head.lineage) return Promise.resolve(false);
-    return new Promise((resolve) => {
-      const waiter: Waiter = {
-        ...target,
-        done: (applied) => {
-          this.#waiters.delete(waiter);
-          cancel();
-          resolve(applied);
-        },
-      };
-      const cancel = this.#ports.clock.after(ms, () => waiter.done(false));
-      this.#waiters.add(waiter);
-    });
+    return this.#waits.wait(target, ms);
   }
 
   /** A transaction of this process committed. */
   advance(step: Advance): void {
     this.#hear({ ...this.#head, lineage: step.lineage, generation: step.to, digest: step.digest });
-    if (step.lineage === this.#head.lineage) this.#remember(step);
+    if (step.lineage === this.#head.lineage) this.#recent.add(step);
     this.pump();
   }
 
@@ -205,7 +182,7 @@ export class NodePublisher {
   close(): void {
     this.#closed = true;
     this.gone();
-    for (const waiter of [...this.#waiters]) waiter.done(false);
+    this.#waits.fail();
   }
 
   /** Sends what is due, if anything is. Wake-ups carry no input: all of them run this same code. */
@@ -251,7 +228,7 @@ export class NodePublisher {
     if (step.do === 'nothing' && this.#drifted) step = { do: 'snapshot' };
     if (step.do === 'nothing') return null;
     if (step.do === 'delta') {
-      const update = this.#fromMemory(step.from) ?? (await log.delta(this.node, step.from));
+      const update = this.#recent.after(step.from) ?? (await log.delta(this.node, step.from));
       if (update) return update;
     }
     return this.#snapshot();
@@ -263,9 +240,10 @@ export class NodePublisher {
     const known = this.#head;
     const head = await log.head(this.node);
     if (!head) return;
+    this.#see(head);
     if (this.#doubt === 'lost' || position(head, known) < 0) {
       this.#lose();
-      await this.#raise(known.lineage);
+      return this.#raise(known.lineage);
     }
     this.#doubt = 'none';
     this.#settle();
@@ -281,7 +259,7 @@ export class NodePublisher {
   #lose(): void {
     this.#doubt = 'lost';
     this.#acked = NOWHERE;
-    for (const waiter of [...this.#waiters]) waiter.done(false);
+    this.#waits.fail();
   }
 
   /** A node that asks for its table over and over gets it ever more slowly, until it makes progress. */
@@ -313,31 +291,6 @@ export class NodePublisher {
     this.#ports.onEvent({ kind: 'sent', node: this.node, update: update.kind, rows, bytes, attempt });
   }
 
-  #fromMemory(from: Generation): Update | null {
-    const start = this.#pending.findIndex((step) => step.from === from);
-    if (start < 0) return null;
-    const steps = [this.#pending[start] as Advance];
-    for (const step of this.#pending.slice(start + 1)) {
-      if (step.from !== steps.at(-1)?.to) break;
-      steps.push(step);
-    }
-    return coalesce(steps);
-  }
-
-  #remember(step: Advance): void {
-    const last = this.#pending.at(-1);
-    this.#pending.push(step);
-    this.#pendingRows += step.set.length + step.del.length;
-    // Two transactions' commits may reach us in the other order than they were made.
-    if (last && last.to > step.to) this.#pending.sort((a, b) => a.to - b.to);
-    if (this.#pendingRows > PENDING_ROWS) this.#forget();
-  }
-
-  #forget(upTo: number = Number.POSITIVE_INFINITY): void {
-    this.#pending = this.#pending.filter((step) => step.to > upTo);
-    this.#pendingRows = this.#pending.reduce((sum, step) => sum + step.set.length + step.del.length, 0);
-  }
-
   /** Of two commits, or of a commit and a read, the news may come in the other order; or what was known is lost. */
   #hear(head: Head): void {
     if (position(head, this.#head) < 0 && this.#doubt === 'none') this.#doubt = 'possible';
@@ -350,7 +303,7 @@ export class NodePublisher {
     if (head.lineage > this.#head.lineage) {
       this.#lose();
       this.#doubt = 'none';
-      this.#forget();
+      this.#recent.forget();
       this.#history.clear();
     }
     if (!this.#history.learn(head.generation, head.digest)) this.#lose();
@@ -362,7 +315,7 @@ export class NodePublisher {
     if (at.lineage !== this.#head.lineage || !this.#history.has(at.generation, at.digest)) return;
     if (position(at, this.#acked) <= 0) return;
     this.#acked = { lineage: at.lineage, generation: at.generation };
-    this.#forget(at.generation);
+    this.#recent.forget(at.generation);
     this.#ports.onEvent({ kind: 'applied', node: this.node, ...this.#acked });
     this.#settle();
   }
@@ -372,7 +325,7 @@ export class NodePublisher {
   }
 
   #settle(): void {
-    for (const waiter of [...this.#waiters]) if (this.#reached(waiter)) waiter.done(true);
+    this.#waits.settle((target) => this.#reached(target));
   }
 
   #land(): void {
