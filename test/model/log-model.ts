@@ -68,11 +68,8 @@ export class LogModel {
   #nodes = new Map<NodeId, NodeLog>();
   /** Every state that ever was, by node and then by stateKey; more than one where histories meet. */
   readonly #history = new Map<NodeId, Map<string, State[]>>();
-  /**
-   * A change of configuration was lost in a restore. The digest covers peers only: a node that has taken the lost one
-   * may come by numbers and digests that are right all the same, and nobody would notice. A known gap of the protocol.
-   */
-  lostConfig = false;
+  #configured = false;
+  #restored = false;
 
   add(node: NodeId, lineage: Lineage, config: NodeConfig): void {
     const origin = { lineage, generation: 0 as Generation, digest: EMPTY_DIGEST };
@@ -134,7 +131,17 @@ export class LogModel {
     });
   }
 
+  /**
+   * Whether numbers and digest need not tell which configuration is meant: the digest covers peers only. Where
+   * transactions were lost and others took their numbers, a node may hold the right peers under the right numbers and
+   * yet a configuration of the other history, and nobody would notice. A known gap of the protocol.
+   */
+  get configUnsure(): boolean {
+    return this.#configured && this.#restored;
+  }
+
   configure(node: NodeId, change: Partial<NodeConfig>): void {
+    this.#configured = true;
     const log = this.#node(node);
     const generation = (log.state.generation + 1) as Generation;
     log.configGeneration = generation;
@@ -221,9 +228,7 @@ export class LogModel {
 
   /** Goes on from an older copy: everything committed since is lost. */
   restore(copy: Copy): void {
-    for (const [id, log] of this.#nodes) {
-      this.lostConfig ||= log.configGeneration > (copy.get(id)?.state.generation ?? 0);
-    }
+    this.#restored = true;
     this.#nodes = new Map([...copy].map(([id, log]) => [id, { ...log, rows: new Map(log.rows) }]));
   }
 }

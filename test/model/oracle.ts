@@ -195,7 +195,7 @@ export class Oracle {
       return `the node holds ${text(status.position)}, the log is at ${text(wanted)}`;
     }
     if (!this.#kernelIs(wanted)) return 'the kernel has another table';
-    if (!log.lostConfig && !(kernel.config && sameConfig(kernel.config, wanted.config))) {
+    if (!log.configUnsure && !(kernel.config && sameConfig(kernel.config, wanted.config))) {
       return 'the interface has another configuration';
     }
     const behind = acked.find((at) => order(at, wanted) !== 0);
