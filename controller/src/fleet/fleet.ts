@@ -24,7 +24,7 @@ import type { AfterCommit, Database, Tx } from '../platform/db.ts';
 import type { Keyring } from '../platform/keyring.ts';
 import type { Logger } from '../platform/log.ts';
 import type { Metrics } from '../platform/metrics.ts';
-import type { Bus } from './bus.ts';
+import { type Bus, brokerUnavailable } from './bus.ts';
 import type { Advance } from './changes.ts';
 import * as log from './log.ts';
 import { createFleetMetrics, type FleetMetrics } from './metrics.ts';
@@ -153,6 +153,11 @@ export class Fleet {
       this.roster.load(step.node, step.peerCount);
       this.#publishers.get(step.node)?.advance(step);
     }
+  }
+
+  /** @throws KatafractError `broker_unavailable` (503) while nothing can be said to any node */
+  assertReachable(): void {
+    if (!this.#deps.bus.ready()) throw brokerUnavailable();
   }
 
   /** Resolves true once the node's kernel has the change, false after `ms`. Never rejects. */
@@ -287,9 +292,11 @@ export class Fleet {
     try {
       const json: unknown = JSON.parse(payload.toString('utf8'));
       this.#dispatch(publisher, leaf, json);
-    } catch (err) {
+    } catch (error) {
       this.metrics.refused.inc({ reason: 'malformed' });
-      this.#deps.log.warn({ node, reason: leaf, err }, 'a malformed message of a node was refused');
+      // not the error itself: the parser's quotes the message, and nobody knows what is in that
+      const code = error instanceof SyntaxError ? 'json' : 'schema';
+      this.#deps.log.warn({ node, reason: leaf, code }, 'a malformed message of a node was refused');
     }
   }
 
@@ -300,7 +307,7 @@ export class Fleet {
       return;
     }
     if (leaf === 'hello') {
-      const hello = Hello.parse(json);
+      const hello = plausible(publisher, Hello.parse(json));
       this.roster.touch(node);
       this.#reports.add(node, { agentVersion: hello.version });
       if (this.roster.has(node) && this.roster.node(node).state === 'joining') {
@@ -308,11 +315,11 @@ export class Fleet {
       }
       publisher.hello(hello);
     } else if (leaf === 'applied') {
-      const applied = Applied.parse(json);
+      const applied = plausible(publisher, Applied.parse(json));
       this.roster.touch(node);
       publisher.applied(applied);
     } else {
-      const beat = Heartbeat.parse(json);
+      const beat = plausible(publisher, Heartbeat.parse(json));
       this.roster.touch(node);
       this.#reports.add(node, { health: beat, agentVersion: beat.version });
       publisher.heartbeat(beat);
@@ -350,6 +357,18 @@ export class Fleet {
       this.#deps.log.warn({ err, reason: where }, 'fleet: a background step failed');
     });
   }
+}
+
+/** A lineage rises by one for each restored database; no restore lies this many behind. */
+const LINEAGE_LEAP = 1_000_000;
+
+/**
+ * Lets a report through whose lineage could be true. The answer to one from the future is a lineage above it, so a
+ * node that claims the highest number there is would leave no room above, for ever.
+ */
+function plausible<Said extends { lineage: Lineage }>({ head }: NodePublisher, said: Said): Said {
+  if (said.lineage <= head.lineage + LINEAGE_LEAP) return said;
+  throw new KatafractError('lineage_implausible', 'no history of this fleet goes that far');
 }
 
 /** The key a node enrolled with; null for one that is unknown or retired. */
