@@ -7,6 +7,7 @@ import type { AgentPorts } from '@katafract/agent/agent';
 import type { PublisherPorts } from '@katafract/controller/fleet/publisher';
 import type { Desired } from '@katafract/shared/desired';
 import { EMPTY_DIGEST } from '@katafract/shared/digest';
+import type { Digest, Generation } from '@katafract/shared/units';
 import type { Hello } from '@katafract/shared/uplink';
 import { decodeJwt } from 'jose';
 import { afterEach, expect, it, vi } from 'vitest';
@@ -60,6 +61,19 @@ vi.mock('@katafract/agent/plan/peers', async (original) => {
   return { ...real, planTable };
 });
 
+vi.mock('@katafract/controller/fleet/history', async (original) => {
+  const real = await original<typeof import('@katafract/controller/fleet/history')>();
+  class History extends real.History {
+    override learn(...known: [Generation, Digest]): boolean {
+      return super.learn(...known) || broken.rule === 'history';
+    }
+    override has(...known: [Generation, Digest]): boolean {
+      return super.has(...known) || broken.rule === 'history';
+    }
+  }
+  return { ...real, History };
+});
+
 vi.mock('@katafract/controller/fleet/publisher', async (original) => {
   const real = await original<typeof import('@katafract/controller/fleet/publisher')>();
   class NodePublisher extends real.NodePublisher {
@@ -92,6 +106,7 @@ it.each([
   ['stale', /fell from|never was/],
   ['digest', /never was|holds \d+ peers|another table/],
   ['rogue peers', /the kernel has another table/],
+  ['history', /was acknowledged before the kernel and the disk had it|heartbeats/],
   ['hello acknowledges', /was acknowledged before the kernel and the disk had it/],
 ])('a rule out of force: %s', async (rule, expected) => {
   broken.rule = rule;
