@@ -2,6 +2,7 @@
  * The port to the message broker, whichever it is: the embedded one (embedded-broker.ts) or a foreign one
  * (external-broker.ts). It carries messages and may lose them; nothing above relies on it for correctness.
  */
+import { KatafractError } from '@katafract/shared/errors';
 import type { NodePublicJwk } from '@katafract/shared/node-token';
 import type { UpLeaf } from '@katafract/shared/topics';
 import type { NodeId } from '@katafract/shared/units';
@@ -32,4 +33,12 @@ export interface Bus {
   /** Lets a node in that showed the controller a valid token; only a foreign broker needs telling. */
   admit(node: NodeId, token: string, expiresAt: number): Promise<void>;
   stop(): Promise<void>;
+}
+
+export function brokerUnavailable(cause?: unknown): KatafractError {
+  return new KatafractError('broker_unavailable', 'the message broker cannot be reached', {
+    status: 503,
+    retryAfter: 2,
+    cause,
+  });
 }

@@ -12,7 +12,7 @@ import { clientId, parseUpTopic, topic, UP_LEAVES } from '@katafract/shared/topi
 import { NodeId } from '@katafract/shared/units';
 import { Aedes, type AuthenticateError, type Client } from 'aedes';
 import { importJWK } from 'jose';
-import { type Bus, type BusHandlers, type IdentityOf, UP_MESSAGE_BYTES } from './bus.ts';
+import { type Bus, type BusHandlers, brokerUnavailable, type IdentityOf, UP_MESSAGE_BYTES } from './bus.ts';
 
 export interface EmbeddedBrokerOptions {
   readonly host: string;
@@ -164,7 +164,7 @@ export class EmbeddedBroker implements Bus {
 
   publish(name: string, payload: string): Promise<void> {
     const broker = this.#broker;
-    if (!broker || broker.closed) return Promise.reject(unavailable());
+    if (!broker || broker.closed) return Promise.reject(brokerUnavailable());
     return new Promise((resolve, reject) => {
       broker.publish(
         { cmd: 'publish', topic: name, payload: Buffer.from(payload), qos: 1, retain: false, dup: false },
@@ -200,9 +200,3 @@ export class EmbeddedBroker implements Bus {
     }
   }
 }
-
-const unavailable = () =>
-  new KatafractError('broker_unavailable', 'the message broker cannot be reached', {
-    status: 503,
-    retryAfter: 2,
-  });

@@ -16,7 +16,7 @@ import { clientId, PROTOCOL, parseUpTopic, topic, UP_LEAVES, upFilter } from '@k
 import { NodeId } from '@katafract/shared/units';
 import { connect, type MqttClient } from 'mqtt';
 import { z } from 'zod';
-import { type Bus, type BusHandlers, UP_MESSAGE_BYTES } from './bus.ts';
+import { type Bus, type BusHandlers, brokerUnavailable, UP_MESSAGE_BYTES } from './bus.ts';
 
 export interface ExternalBrokerOptions {
   readonly url: string;
@@ -249,11 +249,3 @@ function parseJson(payload: Buffer): unknown {
 }
 
 const throwaway = () => randomBytes(32).toString('base64url');
-
-function brokerUnavailable(cause?: unknown): KatafractError {
-  return new KatafractError('broker_unavailable', 'the message broker cannot be reached', {
-    status: 503,
-    retryAfter: 2,
-    cause,
-  });
-}

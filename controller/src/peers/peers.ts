@@ -67,9 +67,10 @@ export class Peers {
   /**
    * Makes a peer, and waits until its primary's kernel has it (then `active`) or patience ends (`pending`).
    * @throws KatafractError see rules.decideBatch, and `region_unknown` (422), `region_unavailable`,
-   * `addresses_exhausted` (503)
+   * `addresses_exhausted`, `broker_unavailable` (503)
    */
   async provision(wish: ProvisionWish): Promise<{ peer: Peer; made: boolean }> {
+    this.#deps.fleet.assertReachable();
     const result = await this.#provision.submit(wish).catch((error: unknown) => {
       throw uniqueViolation(error) === 'peers_public_key_unique' ? publicKeyInUse() : error;
     });
