@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /** The agent's commands. Wires the real ports to the core, waits, and lets go; it decides nothing. */
+import './host/memory.ts';
 import { randomBytes } from 'node:crypto';
-import { setFlagsFromString } from 'node:v8';
 import { systemClock } from '@katafract/shared/clock';
 import { JoinToken } from '@katafract/shared/enroll';
 import { KatafractError } from '@katafract/shared/errors';
@@ -210,9 +210,6 @@ function program(): Command {
 
 // Whoever reads the log may go away (and has nowhere to be told so); the node must not go with him.
 process.stdout.on('error', () => undefined);
-// V8 grows the nursery to tens of megabytes at the first large message and gives them back minutes later. Its first
-// size is enough here, and memory stays near what is held.
-setFlagsFromString('--semi-space-growth-factor=1');
 try {
   await program().parseAsync();
 } catch (error) {

@@ -4,29 +4,20 @@
  */
 import { createHash } from 'node:crypto';
 import type { NodeConfig, PeerTuple } from '@katafract/shared/desired';
-import { EMPTY_DIGEST, type PeerEntry } from '@katafract/shared/digest';
+import { type PeerEntry, setDigest } from '@katafract/shared/digest';
 import type { Digest, Generation, Lineage, NodeId, PublicKey } from '@katafract/shared/units';
-import {
-  addressesUnique,
-  type Change,
-  digestAfter,
-  fromTuple,
-  type Held,
-  NO_ROWS,
-  PeerTable,
-} from './table.ts';
+import { addressesUnique, type Change, digestAfter, fromTuple, type Held, PeerTable } from './table.ts';
 
 const VERSION = 1;
 
-/** What a snapshot file says; the order of the fields is the order on disk. */
-interface StoredHeld {
+/** The first line of a snapshot; one line a peer follows, so that reading it makes little that is thrown away. */
+interface StoredHeader {
   readonly v: typeof VERSION;
   readonly node: NodeId;
   readonly lineage: Lineage;
   readonly generation: Generation;
   readonly digest: Digest;
   readonly config: NodeConfig | null;
-  readonly peers: readonly PeerTuple[];
 }
 
 interface StoredDelta {
@@ -73,9 +64,10 @@ function unseal(line: string): string | null {
 
 export function snapshotText(node: NodeId, held: Held): string {
   const { lineage, generation, digest, config } = held;
-  const peers = Array.from(held.peers.values(), tuple);
-  const stored: StoredHeld = { v: VERSION, node, lineage, generation, digest, config, peers };
-  return seal(JSON.stringify(stored));
+  const header: StoredHeader = { v: VERSION, node, lineage, generation, digest, config };
+  const lines = [JSON.stringify(header)];
+  for (const peer of held.peers.values()) lines.push(JSON.stringify(tuple(peer)));
+  return seal(lines.join('\n'));
 }
 
 export function journalLine(change: Change): string {
@@ -97,23 +89,30 @@ export function recover(snapshot: string | null, journal: string, node: NodeId):
   if (snapshot === null) return nothing(journal === '' ? null : 'journal_corrupt');
   const text = unseal(snapshot.trimEnd());
   if (text === null) return nothing('snapshot_corrupt');
-  const stored = JSON.parse(text) as StoredHeld;
-  if (stored.v !== VERSION) return nothing('snapshot_corrupt');
-  if (stored.node !== node) return nothing('snapshot_foreign');
-  const change = toChange('snapshot', { ...stored, del: [], set: stored.peers });
-  if (!plausible(change, null)) return nothing('snapshot_corrupt');
-  return replay(held(change, null), journal);
+  const [line = ''] = text.split('\n', 1);
+  const { v, node: owner, ...header } = JSON.parse(line) as StoredHeader;
+  if (v !== VERSION) return nothing('snapshot_corrupt');
+  if (owner !== node) return nothing('snapshot_foreign');
+  const peers = new PeerTable(storedPeers(text, line.length + 1));
+  const sound = setDigest(peers.values()) === header.digest && peers.addressesUnique;
+  return sound ? replay({ ...header, peers }, journal) : nothing('snapshot_corrupt');
 }
 
-function toChange(kind: Change['kind'], stored: StoredDelta): Change {
-  const { lineage, generation, digest, config, del } = stored;
-  return { kind, lineage, generation, digest, config, remove: del, set: stored.set.map(fromTuple) };
+function* storedPeers(text: string, from: number): Generator<PeerEntry> {
+  for (let start = from; start < text.length; ) {
+    const end = text.indexOf('\n', start);
+    const stop = end < 0 ? text.length : end;
+    yield fromTuple(JSON.parse(text.slice(start, stop)) as PeerTuple);
+    start = stop + 1;
+  }
 }
 
-function plausible(change: Change, before: Held | null): boolean {
-  const peers = before?.peers ?? NO_ROWS;
-  const digest = digestAfter(change, peers, before?.digest ?? EMPTY_DIGEST);
-  return digest === change.digest && addressesUnique(change, peers);
+function toChange({ lineage, generation, digest, config, del, set }: StoredDelta): Change {
+  return { kind: 'delta', lineage, generation, digest, config, remove: del, set: set.map(fromTuple) };
+}
+
+function plausible(change: Change, { peers, digest }: Held): boolean {
+  return digestAfter(change, peers, digest) === change.digest && addressesUnique(change, peers);
 }
 
 /** The state after a change. A delta changes the table of `before` in place. */
@@ -133,7 +132,7 @@ function replay(snapshot: Restored, journal: string): Recovery {
   while (start < journal.length) {
     const end = journal.indexOf('\n', start);
     const text = end < 0 ? null : unseal(journal.slice(start, end));
-    const change = text === null ? null : toChange('delta', JSON.parse(text) as StoredDelta);
+    const change = text === null ? null : toChange(JSON.parse(text) as StoredDelta);
     // Lines up to the snapshot's own generation are left over from a crash between writing it and the new journal.
     const covered = change !== null && !newer(change, snapshot);
     if (change === null || !(covered || (newer(change, state) && plausible(change, state)))) {

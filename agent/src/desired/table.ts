@@ -44,6 +44,11 @@ export class PeerTable implements PeerRows {
     return this.#rows.size;
   }
 
+  /** Whether no two rows have an address in common. */
+  get addressesUnique(): boolean {
+    return this.#owners.size === 2 * this.#rows.size;
+  }
+
   get(key: string): PeerEntry | undefined {
     return this.#rows.get(key);
   }
