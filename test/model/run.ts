@@ -11,18 +11,12 @@ const PATIENCE = 8;
 const HEARTBEAT_MS = 11_000;
 
 /** Resolves if all held. @throws Violation and whatever else went wrong */
-export async function run(
-  script: Script,
-  keys: Keys,
-  tampering: Tampering = {},
-  onAction: (action: unknown, world: World) => void = () => undefined,
-): Promise<World> {
+export async function run(script: Script, keys: Keys, tampering: Tampering = {}): Promise<World> {
   const world = new World(script.seed, script.topology, keys, tampering);
   world.startControllers();
   world.startNode();
   for (const { action, seed, pause } of script.operations) {
     world.reseed(seed);
-    onAction(action, world);
     perform(world, action);
     await world.clock.advance(pause);
     if (world.violation) throw world.violation;
