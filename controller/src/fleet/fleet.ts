@@ -29,7 +29,7 @@ import type { Advance } from './changes.ts';
 import * as log from './log.ts';
 import { createFleetMetrics, type FleetMetrics } from './metrics.ts';
 import { NodePublisher, type PublisherEvent, type PublisherPorts } from './publisher.ts';
-import { REPORTS_CHANNEL, type ReportRow, Reports } from './reports.ts';
+import { REPORTS_CHANNEL, type ReportNotice, type ReportRow, Reports } from './reports.ts';
 import { Roster } from './roster.ts';
 
 export interface FleetDeps {
@@ -343,8 +343,9 @@ export class Fleet {
   }
 
   #onReports(text: string): void {
-    const notice = JSON.parse(text) as { instance: string; applied: ReportRow[] };
+    const notice = JSON.parse(text) as ReportNotice;
     if (notice.instance === this.#instance) return;
+    for (const node of notice.seen) this.roster.touch(node);
     for (const { node, lineage, generation } of notice.applied) {
       this.#publishers.get(node)?.learn({ lineage, generation });
     }

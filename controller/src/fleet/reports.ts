@@ -21,8 +21,18 @@ export interface ReportRow {
   generation: Generation;
 }
 
+/** What other controllers are told. */
+export interface ReportNotice {
+  readonly instance: string;
+  /** Nodes that gave a sign of life. */
+  readonly seen: readonly NodeId[];
+  readonly applied: readonly ReportRow[];
+}
+
 export const REPORTS_CHANNEL = 'kf_reports';
 const FLUSH_MS = 200;
+/** Nodes in one notification, each at most 130 bytes of it. */
+const PER_NOTICE = 50;
 
 export class Reports {
   readonly #db: Database;
@@ -74,18 +84,22 @@ export class Reports {
             agent_version = coalesce(excluded.agent_version, r.agent_version),
             last_seen_at = excluded.last_seen_at,
             health = coalesce(excluded.health, r.health)`,
-        sql`select pg_notify(${REPORTS_CHANNEL}, ${this.#payload(rows)})`,
+        ...this.#notices(rows).map((text) => sql`select pg_notify(${REPORTS_CHANNEL}, ${text})`),
       ]);
     });
   }
 
-  /** NOTIFY carries at most 8000 bytes. */
-  #payload(rows: readonly (Report & { node: NodeId })[]): string {
-    const applied = rows
-      .filter((row) => row.appliedLineage !== undefined)
-      .slice(0, 60)
-      .map((row) => ({ node: row.node, lineage: row.appliedLineage, generation: row.appliedGeneration }));
-    return JSON.stringify({ instance: this.#instance, applied });
+  /** Who spoke, and what was applied. NOTIFY carries at most 8000 bytes, so there may be several. */
+  #notices(rows: readonly (Report & { node: NodeId })[]): string[] {
+    const cuts = Array.from({ length: Math.ceil(rows.length / PER_NOTICE) }, (_, at) =>
+      rows.slice(at * PER_NOTICE, (at + 1) * PER_NOTICE),
+    );
+    return cuts.map((cut) => {
+      const applied = cut
+        .filter((row) => row.appliedLineage !== undefined)
+        .map((row) => ({ node: row.node, lineage: row.appliedLineage, generation: row.appliedGeneration }));
+      return JSON.stringify({ instance: this.#instance, seen: cut.map(({ node }) => node), applied });
+    });
   }
 
   async stop(): Promise<void> {

@@ -40,7 +40,7 @@ export class Roster {
   readonly #clock: Clock;
   #regions = new Map<RegionId, RegionRow>();
   #nodes = new Map<NodeId, RosterNode>();
-  /** Heard by this process; newer than what the database has. */
+  /** Heard here or by notice; the database may have newer of a node that speaks to another controller, or older. */
   readonly #heard = new Map<NodeId, number>();
 
   constructor(db: Database, clock: Clock) {
@@ -60,12 +60,13 @@ export class Roster {
     ]);
     this.#regions = new Map(regions.map((region) => [region.id, region]));
     this.#nodes = new Map(
-      nodes.map(({ lastSeen, ...row }) => {
+      nodes.map(({ lastSeen: reported, ...row }) => {
         const region = this.#regions.get(row.region);
         const place = { latitude: region?.latitude ?? 0, longitude: region?.longitude ?? 0 };
-        const seen = lastSeen === null ? null : Date.parse(lastSeen);
-        const heard = this.#heard.get(row.id) ?? seen;
-        return [row.id, { ...row, place, lastSeen: heard }];
+        const seen = reported === null ? null : Date.parse(reported);
+        const heard = this.#heard.get(row.id);
+        const lastSeen = heard === undefined || seen === null ? (heard ?? seen) : Math.max(heard, seen);
+        return [row.id, { ...row, place, lastSeen }];
       }),
     );
   }
