@@ -1,20 +1,15 @@
 /** Whoever calls the API: an app on a device. One call with its time, or many callers at once for a while. */
-import { Agent, type IncomingMessage, request } from 'node:http';
 import { type Summary, summarize } from '../stats.ts';
 import { randomKey } from './exit.ts';
+import { type Called, Connection } from './http.ts';
 
 export interface Call {
   readonly url: string;
   readonly method: string;
-  readonly token?: string;
+  readonly token: string;
   readonly body?: object;
   /** For a POST that creates. */
   readonly idempotencyKey?: string;
-}
-export interface Called {
-  readonly status: number;
-  readonly ms: number;
-  readonly body: string;
 }
 
 export interface LoadOptions {
@@ -34,30 +29,6 @@ export interface LoadResult {
   readonly others: Readonly<Record<string, number>>;
 }
 
-function call(agent: Agent, { url, method, token, body, idempotencyKey }: Call): Promise<Called> {
-  const text = body === undefined ? undefined : JSON.stringify(body);
-  const headers = {
-    ...(token === undefined ? {} : { authorization: `Bearer ${token}` }),
-    ...(text === undefined
-      ? {}
-      : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
-    ...(idempotencyKey === undefined ? {} : { 'idempotency-key': idempotencyKey }),
-  };
-  return new Promise((resolve, reject) => {
-    const started = performance.now();
-    const received = (response: IncomingMessage) => {
-      let answer = '';
-      response.setEncoding('utf8').on('data', (chunk) => {
-        answer += chunk;
-      });
-      response.on('end', () =>
-        resolve({ status: response.statusCode ?? 0, ms: performance.now() - started, body: answer }),
-      );
-    };
-    request(url, { agent, method, headers }, received).on('error', reject).end(text);
-  });
-}
-
 /** What an answer of the load counts as: `done`, or what it was instead. */
 function kindOf({ status, body }: Called): string {
   if (status !== 201) return String(status);
@@ -65,39 +36,59 @@ function kindOf({ status, body }: Called): string {
   return placed === undefined || placed === 'active' ? 'done' : placed;
 }
 
+/** What one caller sends in its turn. */
+function requestOf({ tokens, regions }: LoadOptions, caller: number, turn: number) {
+  const token = tokens[caller];
+  const region = regions[turn % regions.length];
+  return {
+    headers: {
+      ...(token === undefined
+        ? {}
+        : { authorization: `Bearer ${token}`, 'idempotency-key': crypto.randomUUID() }),
+    },
+    body: JSON.stringify({ publicKey: randomKey(), ...(region === undefined ? {} : { region }) }),
+  };
+}
+
 async function load(options: LoadOptions): Promise<LoadResult> {
-  const { url, callers, seconds, tokens, regions } = options;
-  const agent = new Agent({ keepAlive: true, maxSockets: callers });
+  const { origin, pathname } = new URL(options.url);
+  const connections = await Promise.all(
+    Array.from({ length: options.callers }, () => Connection.open(origin)),
+  );
   const times: number[] = [];
   const others: Record<string, number> = {};
   const started = performance.now();
-  const end = started + seconds * 1000;
-  const caller = async (index: number) => {
-    const token = tokens[index];
+  const end = started + options.seconds * 1000;
+  const caller = async (connection: Connection, index: number) => {
     for (let turn = index; performance.now() < end; turn++) {
-      const region = regions[turn % regions.length];
-      const body = { publicKey: randomKey(), ...(region === undefined ? {} : { region }) };
-      const answer = await call(agent, {
-        url,
-        method: 'POST',
-        body,
-        ...(token === undefined ? {} : { token, idempotencyKey: crypto.randomUUID() }),
-      });
+      const { headers, body } = requestOf(options, index, turn);
+      const answer = await connection.send('POST', pathname, headers, body);
       const kind = kindOf(answer);
       if (kind === 'done') times.push(answer.ms);
       else others[kind] = (others[kind] ?? 0) + 1;
     }
   };
-  await Promise.all(Array.from({ length: callers }, (_, index) => caller(index)));
+  await Promise.all(connections.map(caller));
   const took = (performance.now() - started) / 1000;
-  agent.destroy();
+  for (const connection of connections) connection.close();
   return { perSecond: times.length / took, ms: summarize(times), others };
 }
 
 export function callerOperations() {
-  const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+  const open = new Map<string, Promise<Connection>>();
   return {
-    call: (what: Call): Promise<Called> => call(agent, what),
+    /** Over a connection that is kept, as an app keeps it. */
+    async call({ url, method, token, body, idempotencyKey }: Call): Promise<Called> {
+      const { origin, pathname } = new URL(url);
+      const connecting = open.get(origin) ?? Connection.open(origin);
+      open.set(origin, connecting);
+      const headers = {
+        authorization: `Bearer ${token}`,
+        ...(idempotencyKey === undefined ? {} : { 'idempotency-key': idempotencyKey }),
+      };
+      const text = body === undefined ? undefined : JSON.stringify(body);
+      return (await connecting).send(method, pathname, headers, text);
+    },
     load,
   };
 }

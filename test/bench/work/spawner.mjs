@@ -8,6 +8,7 @@
  */
 import { execFile, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
+import { watch } from 'node:fs';
 
 /** An interface beside the agent's, of the same kind: what is done to it disturbs no table that the agent keeps. */
 const BARE = 'kfbench0';
@@ -37,11 +38,28 @@ async function times(count, push, takeBack) {
 }
 
 async function makeBare() {
-  // with a log level set, the daemon would keep our pipes open
-  await run('ip', ['link', 'add', BARE, 'type', 'wireguard']).catch(() =>
-    run('wireguard-go', [BARE], { ...process.env, LOG_LEVEL: '' }),
-  );
+  await run('ip', ['link', 'add', BARE, 'type', 'wireguard']).catch(startDaemon);
   await run('ip', ['link', 'set', BARE, 'up']);
+}
+
+/** wireguard-go where the kernel has no WireGuard: as a child, which ends with its interface or with this process. */
+function startDaemon() {
+  return new Promise((resolve, reject) => {
+    const sockets = '/run/wireguard';
+    const watcher = watch(sockets, (_, name) => name === `${BARE}.sock` && settle(() => resolve()));
+    const daemon = spawn('wireguard-go', ['-f', BARE], { env: { ...process.env, LOG_LEVEL: 'error' } });
+    let complaint = '';
+    daemon.stderr.on('data', (text) => {
+      complaint += text;
+    });
+    daemon.stdout.resume();
+    function settle(how) {
+      watcher.close();
+      how(new Error(`wireguard-go ended: ${complaint}`));
+    }
+    daemon.once('error', reject);
+    daemon.once('exit', () => settle(reject));
+  });
 }
 
 const removeBare = () => run('ip', ['link', 'del', BARE]);
