@@ -2,15 +2,9 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import type { Host } from '../lab/host.ts';
+import type { Answer, Question } from './messages.ts';
 import type { SshTarget } from './sshd.ts';
 import type { WorkerOperations } from './worker.ts';
-
-export interface Question {
-  readonly id: number;
-  readonly operation: string;
-  readonly argument: unknown;
-}
-export type Answer = { readonly id: number } & ({ readonly result: unknown } | { readonly error: string });
 
 type Times = (argument: { count: number }) => Promise<number[]>;
 /** What work/spawner.mjs does. */

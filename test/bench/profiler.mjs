@@ -12,7 +12,7 @@ if (folder !== undefined) {
   const session = new Session();
   session.connect();
   session.post('Profiler.enable');
-  session.post('Profiler.setSamplingInterval', { interval: 100 });
+  session.post('Profiler.setSamplingInterval', { interval: 500 });
   session.post('Profiler.start');
   process.on('exit', () => {
     // the inspector answers within the call, so this still works while the process ends

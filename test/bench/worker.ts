@@ -4,7 +4,7 @@
  * channel is in none of them.
  */
 
-import type { Answer, Question } from './place.ts';
+import type { Answer, Question } from './messages.ts';
 import { callerOperations } from './work/caller.ts';
 import { exitOperations } from './work/exit.ts';
 import { partsOperations } from './work/parts.ts';
