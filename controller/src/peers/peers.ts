@@ -41,6 +41,8 @@ export interface Actor {
   readonly subscriptionId: string | null;
   /** A further audit entry, to be written in the same transaction. */
   readonly note?: AuditEntry;
+  /** Runs first in that transaction, before any lock of a subscription; where it rejects, nothing is done. */
+  readonly guard?: (tx: Tx) => Promise<void>;
 }
 
 const SYSTEM: Actor = { name: 'system', subscriptionId: null };
@@ -298,6 +300,7 @@ export class Peers {
   ): Promise<readonly Committed[]> {
     try {
       const { advances, announce } = await this.#deps.db.transaction(async (tx) => {
+        await actor.guard?.(tx);
         const done = await work(tx);
         if (actor.note) await this.#deps.audit.record(tx, [actor.note]);
         return done;

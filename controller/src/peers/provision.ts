@@ -66,12 +66,15 @@ export async function provisionBatch(
     const grants = grant(deps, wishes, wanted, placed, taken.indexes);
     const now = new Date(deps.now());
     const given = grants.filter((one): one is Grant => one !== null);
+    // the peers first: a key that a rotation is taking at the same time is waited for before any node is locked,
+    // as everywhere (see store.lockPeer), or the two could wait for each other
+    const inserted = Promise.all(insert(deps, tx, given, taken.next, now));
     const [{ advances, announce }] = await Promise.all([
       deps.fleet.commit(
         tx,
         given.flatMap((one) => rowsOf(deps.plan, one)),
       ),
-      ...insert(deps, tx, given, taken.next, now),
+      inserted,
     ]);
     const committed = new Map(advances.map(({ node, lineage, to }) => [node, { node, lineage, to }]));
     const outcomes = conclude(wishes, decisions, placed, grants, (one) => provisioned(one, committed, now));

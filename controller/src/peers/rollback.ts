@@ -2,7 +2,7 @@
 import { KatafractError } from '@katafract/shared/errors';
 import { PeerId, PublicKey, RegionId } from '@katafract/shared/units';
 import { z } from 'zod';
-import type { Database } from '../platform/db.ts';
+import type { Database, Tx } from '../platform/db.ts';
 import type { Actor, Peers } from './peers.ts';
 
 export interface RollbackDeps {
@@ -29,17 +29,9 @@ const Moved = z.object({ from: RegionId });
  */
 export async function rollback(deps: RollbackDeps, entry: number, operator: string): Promise<string> {
   const { db, peers } = deps;
-  const [row] = await db.sql<{ action: string; subject: string; detail: unknown; undone: boolean }[]>`
-    select a.action, a.subject, a.detail,
-           exists (
-             select 1 from audit_log u where u.subject = a.subject and u.action = 'peer.rolled_back'
-             and (u.detail ->> 'entry')::bigint = a.id
-           ) as undone
-    from audit_log a where a.id = ${entry}`;
+  const [row] = await db.sql<{ action: string; subject: string; detail: unknown }[]>`
+    select action, subject, detail from audit_log where id = ${entry}`;
   if (!row) throw new KatafractError('audit_entry_unknown', 'no such audit entry', { status: 404 });
-  if (row.undone) {
-    throw new KatafractError('already_rolled_back', 'this action was rolled back before', { status: 409 });
-  }
   const actor: Actor = {
     name: `operator:${operator}`,
     subscriptionId: null,
@@ -49,6 +41,7 @@ export async function rollback(deps: RollbackDeps, entry: number, operator: stri
       subject: row.subject,
       detail: { entry, action: row.action },
     },
+    guard: (tx) => refuseSecond(tx, entry),
   };
   const id = PeerId.safeParse(row.subject.slice('peer:'.length));
   if (!id.success) throw notReversible(row.action);
@@ -59,6 +52,17 @@ export async function rollback(deps: RollbackDeps, entry: number, operator: stri
   else if (row.action === 'peer.moved') await peers.move(actor, id.data, Moved.parse(row.detail).from);
   else throw notReversible(row.action);
   return row.action;
+}
+
+/** Under the entry's row lock, so that of several at once the first one is alone. */
+async function refuseSecond({ sql }: Tx, entry: number): Promise<void> {
+  await sql`select 1 from audit_log where id = ${entry} for update`;
+  const [undone] = await sql`
+    select 1 from audit_log a join audit_log u on u.subject = a.subject and u.action = 'peer.rolled_back'
+    where a.id = ${entry} and (u.detail ->> 'entry')::bigint = a.id`;
+  if (undone) {
+    throw new KatafractError('already_rolled_back', 'this action was rolled back before', { status: 409 });
+  }
 }
 
 function notReversible(action: string): KatafractError {
