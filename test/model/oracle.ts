@@ -11,7 +11,7 @@ import type { NodeId, PublicKey } from '@katafract/shared/units';
 import type { Applied } from '@katafract/shared/uplink';
 import type { Disk } from './disk.ts';
 import type { Kernel } from './kernel.ts';
-import { comesFrom, type LogModel, NOWHERE, type Position, type State } from './log-model.ts';
+import { comesFrom, type LogModel, NOWHERE, type Position, type State, stateKey } from './log-model.ts';
 
 export class Violation extends Error {}
 
@@ -44,6 +44,8 @@ export class Oracle {
   /** Highest that was acknowledged since the disk was last wiped. */
   #acknowledged: Position = NOWHERE;
   readonly #waiting = new Set<Waiting>();
+  /** Commits that were seen to be in force, by their numbers and digest: a lost one may be made again, just the same. */
+  readonly #proven = new Set<string>();
   #meddled = false;
   /** What was last read from the disk; reading it costs more than most checks. */
   #read: { snapshot: string | null; journal: string; held: Recovery['held'] } = {
@@ -75,7 +77,12 @@ export class Oracle {
   }
 
   wait(commit: State, keys: readonly PublicKey[]): Waiting {
-    const one: Waiting = { commit, keys: new Set(keys), kernel: false, proven: false };
+    const one: Waiting = {
+      commit,
+      keys: new Set(keys),
+      kernel: false,
+      proven: this.#proven.has(stateKey(commit)),
+    };
     this.#waiting.add(one);
     return one;
   }
@@ -182,6 +189,7 @@ export class Oracle {
       );
       one.proven =
         one.kernel && this.#view.kernel.ready && onDisk.some((state) => comesFrom(state, one.commit));
+      if (one.proven) this.#proven.add(stateKey(one.commit));
     }
   }
 
