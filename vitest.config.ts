@@ -5,7 +5,7 @@
  */
 import { defineConfig } from 'vitest/config';
 
-const common = { pool: 'forks' as const, environment: 'node' as const, hookTimeout: 120_000 };
+const common = { pool: 'forks' as const, environment: 'node' as const, hookTimeout: 300_000 };
 
 export default defineConfig({
   test: {
@@ -17,18 +17,18 @@ export default defineConfig({
           ...common,
           name: 'unit',
           include: ['{shared,agent,controller}/**/src/**/*.test.ts'],
-          testTimeout: 60_000,
+          testTimeout: 300_000,
         },
       },
-      { test: { ...common, name: 'http', include: ['test/http/*.test.ts'], testTimeout: 120_000 } },
+      { test: { ...common, name: 'http', include: ['test/http/*.test.ts'], testTimeout: 300_000 } },
       { test: { ...common, name: 'model', include: ['test/model/*.test.ts'], testTimeout: 500_000 } },
       {
         test: {
           ...common,
           name: 'lab',
           include: ['test/*.test.ts'],
-          testTimeout: 240_000,
-          hookTimeout: 240_000,
+          testTimeout: 400_000,
+          hookTimeout: 300_000,
         },
       },
     ],
