@@ -23,7 +23,7 @@ const ownRoute = createRoute({
   tags: ['Sigils'],
   summary: 'The Sigil that the request bears',
   security: security.sigil,
-  responses: { 200: json(SigilInfo.openapi('SigilInfo'), 'What it grants'), ...problems(401) },
+  responses: { 200: json(SigilInfo, 'What it grants'), ...problems(401) },
 });
 
 const MintBody = z
