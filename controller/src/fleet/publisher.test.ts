@@ -129,6 +129,14 @@ describe('a database that has lost transactions under a running controller', () 
     expect(sent.at(-1)).toBe('snapshot 2/4');
   });
 
+  it('is found out when what it has to send is older than what it had', async () => {
+    const { publisher: it, database, sent } = publisher(head(1, 5, 'a'));
+    database.head = head(1, 4, 'c');
+    it.hello(hello(at(1, 4, 'c')));
+    await settle();
+    expect(sent).toEqual(['snapshot 2/4']);
+  });
+
   it('is found out when it gives a number out again, and nobody is told that the new change is in force', async () => {
     const { publisher: it, database, events } = publisher(head(1, 5, 'a'));
     it.hello(hello(at(1, 5, 'a')));

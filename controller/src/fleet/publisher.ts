@@ -227,11 +227,16 @@ export class NodePublisher {
     }
     if (step.do === 'nothing' && this.#drifted) step = { do: 'snapshot' };
     if (step.do === 'nothing') return null;
-    if (step.do === 'delta') {
-      const update = this.#recent.after(step.from) ?? (await log.delta(this.node, step.from));
-      if (update) return update;
-    }
-    return this.#snapshot();
+    const recent = step.do === 'delta' ? this.#recent.after(step.from) : null;
+    if (recent) return recent;
+    const known = this.#head;
+    const read = step.do === 'delta' ? await log.delta(this.node, step.from) : null;
+    const update = read ?? (await this.#snapshot());
+    if (!update || position({ lineage: update.lineage, generation: update.to }, known) >= 0) return update;
+    // Read after `known` was committed and yet older: the database has lost it, or so it seems.
+    this.#doubt = 'possible';
+    this.#again = true;
+    return null;
   }
 
   /** Asks the database whether it still has what this process heard of. If not, a new lineage begins. */
