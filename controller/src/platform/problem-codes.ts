@@ -37,6 +37,7 @@ export const PROBLEM_CODES: Readonly<Record<string, string>> = {
   peer_exists: 'The peer is there already',
   peer_unknown: 'No such peer of this subscription',
   public_key_in_use: 'Another peer has this public key',
+  purchase_invalid: 'The proof of purchase is not one of this store and app',
   rate_limited: 'Too many requests; see Retry-After',
   region_unavailable: 'No exit of the region takes new peers at the moment',
   region_unknown: 'No such region',
@@ -45,11 +46,15 @@ export const PROBLEM_CODES: Readonly<Record<string, string>> = {
   sigil_invalid: 'The Sigil is not one of this service',
   sigil_revoked: 'The Sigil, or its subscription, was revoked',
   sigil_unknown: 'No such Sigil',
+  store_unavailable: 'The store does not answer at the moment; try again later',
   subscription_over: 'The subscription of the peer has expired or was revoked',
   subscription_revoked: 'The subscription was revoked',
   subscription_unknown: 'No such subscription',
+  tier_not_sold: 'The store sells no such tier',
   unauthorized: 'The request bears no token of the kind that the route asks for',
   unsupported_media_type: 'The body must be application/json',
+  webhook_invalid: 'The message does not verify as one of the store',
+  webhook_malformed: 'The message cannot be read',
   wireguard_key_in_use: 'Another node has this WireGuard key',
 };
 

@@ -42,6 +42,8 @@ export interface StoreView {
   readonly expiresAt: number;
   /** The purchase must still be acknowledged (Play: within three days, or it is refunded). */
   readonly acknowledge: boolean;
+  /** The reference that this one took the place of (Play: an upgrade is a new purchase): it should be read again too. */
+  readonly replaces?: string;
 }
 
 export interface Checkout {
@@ -55,7 +57,9 @@ export interface StorePort {
   /**
    * Verifies a webhook as it came.
    * @param body the raw bytes
-   * @throws KatafractError `webhook_invalid` (401) for whatever does not verify, `webhook_malformed` (400)
+   * @throws KatafractError `webhook_invalid` (401) for whatever does not verify, `webhook_malformed` (400),
+   *   `store_unavailable` (503) where the store must be asked (its keys, what a payment was for) and does not answer:
+   *   it sends the message again
    */
   verify(request: { body: Uint8Array; headers: Headers }): Promise<Signal>;
   /**
@@ -72,7 +76,10 @@ export interface StorePort {
   changedSince(since: number, known: () => AsyncIterable<string>): AsyncIterable<string>;
   /** Tells the store that the purchase was delivered; repeating it is harmless. */
   acknowledge?(view: Pick<StoreView, 'reference' | 'tier'>): Promise<void>;
-  /** Where the payer goes to pay. */
+  /**
+   * Where the payer goes to pay.
+   * @throws KatafractError `tier_not_sold` (422), `store_unavailable` (503)
+   */
   checkout?(wish: Checkout, idempotencyKey: string | undefined): Promise<{ url: string }>;
   /**
    * The subscription that an app's own proof of purchase is about (Apple: signed transaction, Google: purchase token).
