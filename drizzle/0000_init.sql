@@ -7,6 +7,70 @@ CREATE TABLE "audit_log" (
 	"detail" jsonb NOT NULL
 );
 --> statement-breakpoint
+CREATE TABLE "claims" (
+	"claim" uuid PRIMARY KEY NOT NULL,
+	"subscription_id" uuid NOT NULL,
+	"created_at" timestamp with time zone DEFAULT now() NOT NULL,
+	CONSTRAINT "claims_subscription_id_unique" UNIQUE("subscription_id")
+);
+--> statement-breakpoint
+CREATE TABLE "entitlements" (
+	"id" uuid PRIMARY KEY NOT NULL,
+	"source" text NOT NULL,
+	"reference" text NOT NULL,
+	"subscription_id" uuid,
+	"claim" uuid,
+	"tier" text,
+	"standing" text NOT NULL,
+	"renews" boolean NOT NULL,
+	"expires_at" timestamp with time zone NOT NULL,
+	"contested" boolean DEFAULT false NOT NULL,
+	"live" boolean NOT NULL,
+	"read_at" timestamp with time zone NOT NULL,
+	"created_at" timestamp with time zone DEFAULT now() NOT NULL,
+	CONSTRAINT "entitlements_reference" UNIQUE("source","reference")
+);
+--> statement-breakpoint
+CREATE TABLE "store_cursors" (
+	"store" text PRIMARY KEY NOT NULL,
+	"through" timestamp with time zone NOT NULL
+);
+--> statement-breakpoint
+CREATE TABLE "store_messages" (
+	"store" text NOT NULL,
+	"event_id" text NOT NULL,
+	"type" text NOT NULL,
+	"reference" text,
+	"received_at" timestamp with time zone NOT NULL,
+	"handled_at" timestamp with time zone,
+	CONSTRAINT "store_messages_store_event_id_pk" PRIMARY KEY("store","event_id")
+);
+--> statement-breakpoint
+CREATE TABLE "store_reads" (
+	"store" text NOT NULL,
+	"reference" text NOT NULL,
+	"wanted" integer DEFAULT 1 NOT NULL,
+	"since" timestamp with time zone NOT NULL,
+	"due_at" timestamp with time zone NOT NULL,
+	"background" boolean NOT NULL,
+	"attempts" integer DEFAULT 0 NOT NULL,
+	"fence" uuid,
+	"leased_until" timestamp with time zone,
+	CONSTRAINT "store_reads_store_reference_pk" PRIMARY KEY("store","reference")
+);
+--> statement-breakpoint
+CREATE TABLE "vouchers" (
+	"code_hash" text PRIMARY KEY NOT NULL,
+	"id" uuid NOT NULL,
+	"tier" text NOT NULL,
+	"days" integer NOT NULL,
+	"redeem_before" timestamp with time zone NOT NULL,
+	"claim" uuid,
+	"redeemed_at" timestamp with time zone,
+	"created_at" timestamp with time zone DEFAULT now() NOT NULL,
+	CONSTRAINT "vouchers_id_unique" UNIQUE("id")
+);
+--> statement-breakpoint
 CREATE TABLE "join_tokens" (
 	"id" uuid PRIMARY KEY NOT NULL,
 	"hash" text NOT NULL,
@@ -99,6 +163,7 @@ CREATE TABLE "peers" (
 	"public_key" text NOT NULL,
 	"address_index" integer NOT NULL,
 	"region_id" text NOT NULL,
+	"device" text,
 	"created_at" timestamp with time zone DEFAULT now() NOT NULL,
 	"provisioned_at" timestamp with time zone DEFAULT now() NOT NULL,
 	CONSTRAINT "peers_public_key_unique" UNIQUE("public_key"),
@@ -120,6 +185,14 @@ CREATE TABLE "signing_keys" (
 	"expires_at" timestamp with time zone
 );
 --> statement-breakpoint
+CREATE TABLE "devices" (
+	"subscription_id" uuid NOT NULL,
+	"jkt" text NOT NULL,
+	"bound_at" timestamp with time zone NOT NULL,
+	"revoked_at" timestamp with time zone,
+	CONSTRAINT "devices_subscription_id_jkt_pk" PRIMARY KEY("subscription_id","jkt")
+);
+--> statement-breakpoint
 CREATE TABLE "sigils" (
 	"id" uuid PRIMARY KEY NOT NULL,
 	"subscription_id" uuid NOT NULL,
@@ -127,6 +200,8 @@ CREATE TABLE "sigils" (
 	"kid" text NOT NULL,
 	"tier" text NOT NULL,
 	"issuer" text NOT NULL,
+	"device" text,
+	"bindings" text[],
 	"issued_at" timestamp with time zone NOT NULL,
 	"expires_at" timestamp with time zone NOT NULL,
 	"revoked_at" timestamp with time zone,
@@ -146,15 +221,24 @@ CREATE TABLE "subscriptions" (
 	"created_at" timestamp with time zone DEFAULT now() NOT NULL
 );
 --> statement-breakpoint
+ALTER TABLE "claims" ADD CONSTRAINT "claims_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "entitlements" ADD CONSTRAINT "entitlements_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "join_tokens" ADD CONSTRAINT "join_tokens_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "node_reports" ADD CONSTRAINT "node_reports_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "nodes" ADD CONSTRAINT "nodes_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "placements" ADD CONSTRAINT "placements_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "peers" ADD CONSTRAINT "peers_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "peers" ADD CONSTRAINT "peers_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "devices" ADD CONSTRAINT "devices_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "sigils" ADD CONSTRAINT "sigils_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 CREATE INDEX "audit_log_subject" ON "audit_log" USING btree ("subject","id");--> statement-breakpoint
 CREATE INDEX "audit_log_action" ON "audit_log" USING btree ("action","id");--> statement-breakpoint
+CREATE INDEX "entitlements_subscription" ON "entitlements" USING btree ("subscription_id");--> statement-breakpoint
+CREATE INDEX "entitlements_ending" ON "entitlements" USING btree ("expires_at") WHERE "entitlements"."live";--> statement-breakpoint
+CREATE INDEX "entitlements_renewing" ON "entitlements" USING btree ("expires_at") WHERE "entitlements"."renews";--> statement-breakpoint
+CREATE INDEX "store_messages_waiting" ON "store_messages" USING btree ("store","reference") WHERE "store_messages"."handled_at" is null;--> statement-breakpoint
+CREATE INDEX "store_messages_handled" ON "store_messages" USING btree ("handled_at");--> statement-breakpoint
+CREATE INDEX "store_reads_due" ON "store_reads" USING btree ("store","background","due_at");--> statement-breakpoint
 CREATE INDEX "nodes_region" ON "nodes" USING btree ("region_id");--> statement-breakpoint
 CREATE INDEX "placements_log" ON "placements" USING btree ("node_id","generation");--> statement-breakpoint
 CREATE INDEX "placements_peer" ON "placements" USING btree ("peer_id");--> statement-breakpoint
@@ -163,5 +247,6 @@ CREATE INDEX "idempotency_keys_created" ON "idempotency_keys" USING btree ("crea
 CREATE INDEX "peers_subscription" ON "peers" USING btree ("subscription_id","id");--> statement-breakpoint
 CREATE INDEX "resting_addresses_released" ON "resting_addresses" USING btree ("released_at");--> statement-breakpoint
 CREATE INDEX "signing_keys_use" ON "signing_keys" USING btree ("use");--> statement-breakpoint
-CREATE INDEX "sigils_subscription" ON "sigils" USING btree ("subscription_id");--> statement-breakpoint
+CREATE INDEX "sigils_subscription" ON "sigils" USING btree ("subscription_id","device");--> statement-breakpoint
+CREATE INDEX "sigils_expiry" ON "sigils" USING btree ("expires_at");--> statement-breakpoint
 CREATE INDEX "subscriptions_lapsing" ON "subscriptions" USING btree ("expires_at") WHERE "subscriptions"."lapsed_at" is null and "subscriptions"."revoked_at" is null;

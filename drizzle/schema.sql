@@ -16,6 +16,43 @@ create table audit_log (
   constraint audit_log_pkey PRIMARY KEY (id)
 );
 
+create table claims (
+  claim uuid not null,
+  subscription_id uuid not null,
+  created_at timestamp with time zone not null default now(),
+  constraint claims_pkey PRIMARY KEY (claim),
+  constraint claims_subscription_id_subscriptions_id_fk FOREIGN KEY (subscription_id) REFERENCES subscriptions(id),
+  constraint claims_subscription_id_unique UNIQUE (subscription_id)
+);
+
+create table devices (
+  subscription_id uuid not null,
+  jkt text not null,
+  bound_at timestamp with time zone not null,
+  revoked_at timestamp with time zone,
+  constraint devices_subscription_id_jkt_pk PRIMARY KEY (subscription_id, jkt),
+  constraint devices_subscription_id_subscriptions_id_fk FOREIGN KEY (subscription_id) REFERENCES subscriptions(id)
+);
+
+create table entitlements (
+  id uuid not null,
+  source text not null,
+  reference text not null,
+  subscription_id uuid,
+  claim uuid,
+  tier text,
+  standing text not null,
+  renews boolean not null,
+  expires_at timestamp with time zone not null,
+  contested boolean not null default false,
+  live boolean not null,
+  read_at timestamp with time zone not null,
+  created_at timestamp with time zone not null default now(),
+  constraint entitlements_pkey PRIMARY KEY (id),
+  constraint entitlements_reference UNIQUE (source, reference),
+  constraint entitlements_subscription_id_subscriptions_id_fk FOREIGN KEY (subscription_id) REFERENCES subscriptions(id)
+);
+
 create table idempotency_keys (
   scope text not null,
   key text not null,
@@ -84,6 +121,7 @@ create table peers (
   public_key text not null,
   address_index integer not null,
   region_id text not null,
+  device text,
   created_at timestamp with time zone not null default now(),
   provisioned_at timestamp with time zone not null default now(),
   constraint peers_pkey PRIMARY KEY (id),
@@ -133,6 +171,8 @@ create table sigils (
   kid text not null,
   tier text not null,
   issuer text not null,
+  device text,
+  bindings text[],
   issued_at timestamp with time zone not null,
   expires_at timestamp with time zone not null,
   revoked_at timestamp with time zone,
@@ -155,6 +195,35 @@ create table signing_keys (
   constraint signing_keys_pkey PRIMARY KEY (kid)
 );
 
+create table store_cursors (
+  store text not null,
+  through timestamp with time zone not null,
+  constraint store_cursors_pkey PRIMARY KEY (store)
+);
+
+create table store_messages (
+  store text not null,
+  event_id text not null,
+  type text not null,
+  reference text,
+  received_at timestamp with time zone not null,
+  handled_at timestamp with time zone,
+  constraint store_messages_store_event_id_pk PRIMARY KEY (store, event_id)
+);
+
+create table store_reads (
+  store text not null,
+  reference text not null,
+  wanted integer not null default 1,
+  since timestamp with time zone not null,
+  due_at timestamp with time zone not null,
+  background boolean not null,
+  attempts integer not null default 0,
+  fence uuid,
+  leased_until timestamp with time zone,
+  constraint store_reads_store_reference_pk PRIMARY KEY (store, reference)
+);
+
 create table subscriptions (
   id uuid not null,
   tier text not null,
@@ -166,8 +235,24 @@ create table subscriptions (
   constraint subscriptions_pkey PRIMARY KEY (id)
 );
 
+create table vouchers (
+  code_hash text not null,
+  id uuid not null,
+  tier text not null,
+  days integer not null,
+  redeem_before timestamp with time zone not null,
+  claim uuid,
+  redeemed_at timestamp with time zone,
+  created_at timestamp with time zone not null default now(),
+  constraint vouchers_pkey PRIMARY KEY (code_hash),
+  constraint vouchers_id_unique UNIQUE (id)
+);
+
 CREATE INDEX audit_log_action ON public.audit_log USING btree (action, id);
 CREATE INDEX audit_log_subject ON public.audit_log USING btree (subject, id);
+CREATE INDEX entitlements_ending ON public.entitlements USING btree (expires_at) WHERE live;
+CREATE INDEX entitlements_renewing ON public.entitlements USING btree (expires_at) WHERE renews;
+CREATE INDEX entitlements_subscription ON public.entitlements USING btree (subscription_id);
 CREATE INDEX idempotency_keys_created ON public.idempotency_keys USING btree (created_at);
 CREATE INDEX nodes_region ON public.nodes USING btree (region_id);
 CREATE INDEX peers_subscription ON public.peers USING btree (subscription_id, id);
@@ -175,6 +260,10 @@ CREATE INDEX placements_log ON public.placements USING btree (node_id, generatio
 CREATE INDEX placements_peer ON public.placements USING btree (peer_id);
 CREATE INDEX placements_release ON public.placements USING btree (release_at) WHERE (release_at IS NOT NULL);
 CREATE INDEX resting_addresses_released ON public.resting_addresses USING btree (released_at);
-CREATE INDEX sigils_subscription ON public.sigils USING btree (subscription_id);
+CREATE INDEX sigils_expiry ON public.sigils USING btree (expires_at);
+CREATE INDEX sigils_subscription ON public.sigils USING btree (subscription_id, device);
 CREATE INDEX signing_keys_use ON public.signing_keys USING btree (use);
+CREATE INDEX store_messages_handled ON public.store_messages USING btree (handled_at);
+CREATE INDEX store_messages_waiting ON public.store_messages USING btree (store, reference) WHERE (handled_at IS NULL);
+CREATE INDEX store_reads_due ON public.store_reads USING btree (store, background, due_at);
 CREATE INDEX subscriptions_lapsing ON public.subscriptions USING btree (expires_at) WHERE ((lapsed_at IS NULL) AND (revoked_at IS NULL));

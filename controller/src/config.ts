@@ -151,7 +151,16 @@ const VARIABLES = {
     'How long a subscription keeps its peers after it ran out',
     '3600',
   ),
-  KATAFRACT_SIGIL_MAX_DAYS: variable(whole(1, 3650), 'The longest life of a Sigil', '400'),
+  KATAFRACT_SIGIL_MAX_DAYS: variable(
+    whole(1, 3650),
+    'The longest life of a Sigil that operators mint',
+    '400',
+  ),
+  KATAFRACT_SIGIL_MINUTES: variable(
+    whole(1, 1440),
+    'Life of a Sigil that is bound to a device, which refreshes it; kept short, since offline verifiers learn of a revocation by its end',
+    '60',
+  ),
   KATAFRACT_SIGIL_ROTATE_DAYS: variable(whole(1, 3650), 'Age at which the Sigil key is replaced', '90'),
   KATAFRACT_RATE_LIMIT_PER_MINUTE: variable(
     whole(0, 10_000_000),
@@ -284,6 +293,7 @@ function assemble(set: Required<Parsed>, maybe: Parsed) {
     ackMs: set.KATAFRACT_ACK_TIMEOUT_MS,
     moveGraceMs: set.KATAFRACT_MOVE_GRACE_SECONDS * 1000,
     lapseGraceMs: set.KATAFRACT_LAPSE_GRACE_SECONDS * 1000,
+    sigilMs: set.KATAFRACT_SIGIL_MINUTES * 60_000,
     sigilMaxDays: set.KATAFRACT_SIGIL_MAX_DAYS,
     sigilRotateDays: set.KATAFRACT_SIGIL_ROTATE_DAYS,
     limits: {

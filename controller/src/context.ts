@@ -127,10 +127,13 @@ async function build(
     keyring,
     audit,
     issuer: config.publicUrl,
+    replays: store,
+    boundMs: config.sigilMs,
     maxDays: config.sigilMaxDays,
     rotateDays: config.sigilRotateDays,
     lapseGraceMs: config.lapseGraceMs,
     onEnded: (tx, subscriptionId) => peers.removeOfSubscription(tx, subscriptionId),
+    onUnbound: (tx, subscriptionId, jkt) => peers.removeOfDevice(tx, subscriptionId, jkt),
   });
   await peers.start();
   onClose('fleet', () => fleet.stop());

@@ -15,7 +15,14 @@ import { auditRoutes } from './audit/routes.ts';
 import type { Context } from './context.ts';
 import { fleetRoutes } from './fleet/routes.ts';
 import { peerRoutes } from './peers/routes.ts';
-import { type Api, type ApiContext, type AppEnv, bodyLimit, createApi } from './platform/api.ts';
+import {
+  type Api,
+  type ApiContext,
+  type AppEnv,
+  bodyLimit,
+  createApi,
+  sigilRequest,
+} from './platform/api.ts';
 import { mountDocs } from './platform/docs.ts';
 import { createLimits, type Limits } from './platform/limits.ts';
 import { problemCodesTable } from './platform/problem-codes.ts';
@@ -54,7 +61,9 @@ export function createHttp(ctx: Context): Api {
   for (const path of CROSS_ORIGIN) api.use(path, cors({ origin: '*', exposeHeaders, maxAge: 86_400 }));
   api.use('/v1/*', bodyLimit());
   for (const path of ANONYMOUS) api.use(path, (c, next) => limits.address(c).then(next));
-  const requireSigil = guard(limits, 'sigil', (c) => ctx.sigils.authenticate(c.req.header('authorization')));
+  const requireSigil = guard(limits, 'sigil', (c) =>
+    ctx.sigils.authenticate(sigilRequest(c, config.publicUrl)),
+  );
   const requireOperator = guard(limits, 'operator', async (c) =>
     ctx.operators.authenticate(c.req.header('authorization')),
   );

@@ -3,6 +3,7 @@
  * that the two cannot drift apart.
  */
 import { z } from 'zod';
+import { Jkt } from './dpop.ts';
 import { Tier } from './sigil.ts';
 import { Endpoint, Ipv4, Ipv6, NodeId, PeerId, PublicKey, RegionId } from './units.ts';
 
@@ -65,10 +66,38 @@ export const Region = z.object({
 export type Region = z.infer<typeof Region>;
 export const RegionList = z.object({ items: z.array(Region) });
 
+export const BoundDevice = z.object({
+  /** RFC 7638 thumbprint of the device's key. */
+  jkt: Jkt,
+  boundAt: z.iso.datetime(),
+  /** The one that asks. */
+  current: z.boolean(),
+});
+export type BoundDevice = z.infer<typeof BoundDevice>;
+
 export const SigilInfo = z.object({
   subscription: z.uuid(),
   tier: Tier,
   expiresAt: z.iso.datetime(),
+  /** Peers there are, of those the tier allows. */
   devices: z.object({ used: z.number().int(), limit: z.number().int() }),
+  /** Devices that hold a Sigil of the subscription, the newest hundred. */
+  bindings: z.array(BoundDevice),
 });
 export type SigilInfo = z.infer<typeof SigilInfo>;
+
+/** A Sigil bound to the device that proved itself; it is shown in this answer only. */
+export const IssuedSigil = z.object({
+  sigil: z.string(),
+  subscription: z.uuid(),
+  tier: Tier,
+  /** Of this Sigil; ask for the next one a little earlier. */
+  expiresAt: z.iso.datetime(),
+  /** Devices bound now, of those the tier allows. */
+  devices: z.object({ bound: z.number().int(), limit: z.number().int() }),
+});
+export type IssuedSigil = z.infer<typeof IssuedSigil>;
+
+/** `reissued`: the asking device's new Sigil, which no longer names the other; null where it has none any more. */
+export const UnboundDevice = z.object({ jkt: Jkt, reissued: IssuedSigil.nullable() });
+export type UnboundDevice = z.infer<typeof UnboundDevice>;

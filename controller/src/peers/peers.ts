@@ -5,6 +5,7 @@
 import { type AddressPlan, addressesAt } from '@katafract/shared/addresses';
 import type { Peer, RemovedPeer } from '@katafract/shared/api';
 import type { Clock } from '@katafract/shared/clock';
+import type { Jkt } from '@katafract/shared/dpop';
 import { KatafractError } from '@katafract/shared/errors';
 import { TIERS, type Tier } from '@katafract/shared/sigil';
 import type { PeerId, PublicKey, RegionId } from '@katafract/shared/units';
@@ -17,6 +18,7 @@ import { Batcher } from './batch.ts';
 import { type Committed, type Provisioned, provisionBatch } from './provision.ts';
 import { deviceLimit, type ProvisionWish, planMove, publicKeyInUse, roleOf } from './rules.ts';
 import * as store from './store.ts';
+import { forget, forgetStale, remember, resume, waitingSubscriptions } from './suspend.ts';
 
 export interface PeersDeps {
   readonly db: Database;
@@ -44,6 +46,9 @@ export interface Actor {
   /** Runs first in that transaction, before any lock of a subscription; where it rejects, nothing is done. */
   readonly guard?: (tx: Tx) => Promise<void>;
 }
+
+/** How long a suspended peer is remembered. */
+const SUSPENDED_MS = 30 * 86_400_000;
 
 const SYSTEM: Actor = { name: 'system', subscriptionId: null };
 
@@ -105,12 +110,53 @@ export class Peers {
   }
 
   /**
-   * Removes every peer of a subscription in the caller's transaction, as when it is revoked or lapses.
+   * Removes every peer of a subscription for good in the caller's transaction, as when it is revoked.
    * @returns what to run after the commit
    */
   async removeOfSubscription(tx: Tx, subscriptionId: string, actor = 'system'): Promise<AfterCommit> {
     const { announce } = await this.#removeAll(tx, await store.lockPeersOf(tx.sql, subscriptionId), actor);
+    await forget(tx.sql, subscriptionId);
     return announce;
+  }
+
+  /**
+   * Takes every peer of a subscription off its exits in the caller's transaction, as when it lapses, and remembers it.
+   * @returns what to run after the commit
+   */
+  async suspendOfSubscription(tx: Tx, subscriptionId: string): Promise<AfterCommit> {
+    const peers = await store.lockPeersOf(tx.sql, subscriptionId);
+    await remember(tx.sql, subscriptionId, new Date(this.#deps.clock.now()));
+    const { announce } = await this.#removeAll(tx, peers, SYSTEM.name, 'peer.suspended');
+    return announce;
+  }
+
+  /** Puts suspended peers of a subscription back, in the caller's transaction. @returns what to run after the commit */
+  resumeOfSubscription(tx: Tx, subscriptionId: string): Promise<AfterCommit> {
+    return resume({ ...this.#deps, now: () => this.#deps.clock.now() }, tx, subscriptionId);
+  }
+
+  /** Puts suspended peers back that could not come back with their subscription. */
+  async resumeLeft(): Promise<number> {
+    const { db, clock } = this.#deps;
+    const left = await waitingSubscriptions(db.sql, new Date(clock.now()));
+    for (const id of left) {
+      const announce = await db.transaction((tx) => this.resumeOfSubscription(tx, id));
+      announce();
+    }
+    return left.length;
+  }
+
+  /** Forgets suspended peers that cannot come back any more, or have waited for a month. */
+  forgetSuspended(): Promise<number> {
+    const { db, clock } = this.#deps;
+    return forgetStale(db.sql, new Date(clock.now() - SUSPENDED_MS));
+  }
+
+  /** The same for the peers that one device of the subscription asked for. */
+  async removeOfDevice(tx: Tx, subscriptionId: string, device: Jkt, actor = 'system'): Promise<AfterCommit> {
+    const peers = await store.lockPeersOf(tx.sql, subscriptionId, device);
+    await forget(tx.sql, subscriptionId, device);
+    return (await this.#removeAll(tx, peers, actor)).announce;
   }
 
   /**
@@ -256,7 +302,12 @@ export class Peers {
     return this.#view(row);
   }
 
-  async #removeAll(tx: Tx, peers: readonly store.PeerRow[], actor: string) {
+  async #removeAll(
+    tx: Tx,
+    peers: readonly store.PeerRow[],
+    actor: string,
+    action: AuditEntry['action'] = 'peer.removed',
+  ) {
     const { fleet, audit, clock } = this.#deps;
     const [first] = peers;
     if (!first) return fleet.commit(tx, []);
@@ -272,7 +323,7 @@ export class Peers {
       tx,
       peers.map(({ placements, provisionedAt: _, ...was }) => ({
         actor,
-        action: 'peer.removed',
+        action,
         subject: `peer:${was.id}`,
         detail: { ...was, exits: placements.map(({ node }) => node) },
       })),

@@ -1,4 +1,5 @@
 /** Reads of peers with their placements, and the row changes that several operations share. */
+import type { Jkt } from '@katafract/shared/dpop';
 import type { Generation, NodeId, PeerId, PublicKey, RegionId } from '@katafract/shared/units';
 import type { PlacementRole } from '../fleet/tables.ts';
 import type { Sql } from '../platform/db.ts';
@@ -61,9 +62,10 @@ export async function lockPeer(sql: Sql, id: PeerId, subscriptionId: string | nu
   return locked ? readPeer(sql, owner.id, id) : null;
 }
 
-/** Every peer of a subscription, under the subscription's lock. */
-export async function lockPeersOf(sql: Sql, subscriptionId: string): Promise<PeerRow[]> {
+/** Every peer of a subscription, or of one device of it, under the subscription's lock. */
+export async function lockPeersOf(sql: Sql, subscriptionId: string, device?: Jkt): Promise<PeerRow[]> {
   await sql`select 1 from subscriptions where id = ${subscriptionId} for update`;
   return sql<PeerRow[]>`
-    select ${columns(sql)} from peers p where p.subscription_id = ${subscriptionId} order by p.id for update of p`;
+    select ${columns(sql)} from peers p where p.subscription_id = ${subscriptionId}
+      ${device === undefined ? sql`` : sql`and p.device = ${device}`} order by p.id for update of p`;
 }

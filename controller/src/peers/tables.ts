@@ -1,4 +1,5 @@
 /** Peers and the pool their addresses come from. Where they are placed is in fleet/tables.ts. */
+import type { Jkt } from '@katafract/shared/dpop';
 import type { PeerId, PublicKey, RegionId } from '@katafract/shared/units';
 import { index, integer, pgTable, primaryKey, text, timestamp, uuid } from 'drizzle-orm/pg-core';
 import { regions } from '../fleet/tables.ts';
@@ -20,6 +21,8 @@ export const peers = pgTable(
       .$type<RegionId>()
       .notNull()
       .references(() => regions.id),
+    /** The device that asked for it: its peers go with it. Null where the Sigil was bound to none. */
+    device: text().$type<Jkt>(),
     createdAt: when('created_at').notNull().defaultNow(),
     provisionedAt: when('provisioned_at').notNull().defaultNow(),
   },
@@ -55,4 +58,26 @@ export const idempotencyKeys = pgTable(
     primaryKey({ columns: [table.scope, table.key] }),
     index('idempotency_keys_created').on(table.createdAt),
   ],
+);
+
+/** Peers of subscriptions that lapsed: on no exit, and back under the same addresses if the subscription recovers. */
+export const suspendedPeers = pgTable(
+  'suspended_peers',
+  {
+    id: uuid().$type<PeerId>().primaryKey(),
+    subscriptionId: uuid('subscription_id')
+      .notNull()
+      .references(() => subscriptions.id),
+    publicKey: text('public_key').$type<PublicKey>().notNull(),
+    /** Rests, and is taken back from there; gone once another peer got it. */
+    addressIndex: integer('address_index').notNull(),
+    regionId: text('region_id')
+      .$type<RegionId>()
+      .notNull()
+      .references(() => regions.id),
+    device: text().$type<Jkt>(),
+    createdAt: when('created_at').notNull(),
+    suspendedAt: when('suspended_at').notNull(),
+  },
+  (table) => [index('suspended_peers_subscription').on(table.subscriptionId, table.id)],
 );

@@ -5,9 +5,10 @@
  */
 import type { IncomingMessage } from 'node:http';
 import { OpenAPIHono, z } from '@hono/zod-openapi';
+import type { Jkt } from '@katafract/shared/dpop';
 import { KatafractError } from '@katafract/shared/errors';
 import { PROBLEM_TYPE, Problem } from '@katafract/shared/problem';
-import type { Tier } from '@katafract/shared/sigil';
+import type { SigilRequest, Tier } from '@katafract/shared/sigil';
 import type { Context, MiddlewareHandler } from 'hono';
 import { bodyLimit as honoBodyLimit } from 'hono/body-limit';
 
@@ -18,6 +19,8 @@ export interface SigilIdentity {
   readonly tier: Tier;
   /** Milliseconds since the epoch. */
   readonly expiresAt: number;
+  /** Thumbprint of the device that proved itself; null for a Sigil that is bound to none. */
+  readonly device: Jkt | null;
 }
 
 export interface OperatorIdentity {
@@ -73,6 +76,13 @@ export function sigilOf(c: ApiContext): SigilIdentity {
   const identity = c.get('sigil');
   if (!identity) throw new KatafractError('unauthorized', 'a Sigil is required', { status: 401 });
   return identity;
+}
+
+/** What a request bears to prove whom it acts for. Its URL is the public one, which the Host header has no say in. */
+export function sigilRequest(c: ApiContext, publicUrl: string): SigilRequest {
+  const { method, path } = c.req;
+  const authorization = c.req.header('authorization');
+  return { authorization, dpop: c.req.header('dpop'), method, url: `${publicUrl}${path}` };
 }
 
 /** The operator; @throws KatafractError `unauthorized` (401) on a route mounted without `requireOperator`. */

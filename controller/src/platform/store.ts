@@ -3,6 +3,8 @@
  * controllers must agree. Redis may go away at any time; then limits count in the process for a while, loudly, and the
  * API stays up.
  */
+
+import { KatafractError } from '@katafract/shared/errors';
 import { Redis } from 'ioredis';
 import type { Counter } from 'prom-client';
 import type { Logger } from './log.ts';
@@ -19,14 +21,21 @@ export interface Store {
   hit(key: string, windowMs: number): Promise<Hit>;
   get(key: string): Promise<string | null>;
   set(key: string, value: string, ttlMs: number): Promise<void>;
+  /**
+   * True for the first who asks within `ttlMs`, false for all others.
+   * @throws KatafractError `replay_cache_full` (503) rather than forget one before its time
+   */
+  once(key: string, ttlMs: number): Promise<boolean>;
   close(): Promise<void>;
 }
 
 /** Keys held at once; beyond that the oldest are forgotten, so that strangers cannot fill the memory. */
 const CAPACITY = 100_000;
+/** Names that `once` holds, at most: about 100 MB of them. */
+const ONCE_CAPACITY = 1_000_000;
 
 /** @param now milliseconds since the epoch */
-export function memoryStore(now: () => number): Store {
+export function memoryStore(now: () => number, onceCapacity = ONCE_CAPACITY): Store {
   // in order of insertion, which is nearly that of expiry
   const entries = new Map<string, { value: string; count: number; until: number }>();
   const live = (key: string) => {
@@ -34,6 +43,14 @@ export function memoryStore(now: () => number): Store {
     if (entry && entry.until > now()) return entry;
     entries.delete(key);
     return undefined;
+  };
+  // apart from the rest: nothing here may be forgotten early
+  const spent = new Map<string, number>();
+  const forgetSpent = () => {
+    for (const [oldest, until] of spent) {
+      if (until > now()) break;
+      spent.delete(oldest);
+    }
   };
   const put = (key: string, value: string, ttlMs: number) => {
     const entry = { value, count: 0, until: now() + ttlMs };
@@ -55,9 +72,23 @@ export function memoryStore(now: () => number): Store {
     async set(key, value, ttlMs) {
       put(key, value, ttlMs);
     },
-    close: async () => entries.clear(),
+    async once(key, ttlMs) {
+      if ((spent.get(key) ?? 0) > now()) return false;
+      spent.delete(key);
+      forgetSpent();
+      if (spent.size >= onceCapacity) throw storeFull();
+      spent.set(key, now() + ttlMs);
+      return true;
+    },
+    async close() {
+      entries.clear();
+      spent.clear();
+    },
   };
 }
+
+const storeFull = () =>
+  new KatafractError('replay_cache_full', 'too much to remember', { status: 503, retryAfter: 5 });
 
 const PREFIX = 'katafract:';
 /** One step on the server, so that a counter can never be left without its expiry. */
@@ -91,6 +122,7 @@ export function redisStore(url: string, onError: (error: unknown) => void): Stor
     async set(key, value, ttlMs) {
       await redis.set(key, value, 'PX', ttlMs);
     },
+    once: async (key, ttlMs) => (await redis.set(`once:${key}`, '', 'PX', Math.ceil(ttlMs), 'NX')) === 'OK',
     async close() {
       redis.disconnect();
     },
@@ -121,6 +153,12 @@ export function resilientStore(
     hit: (key, windowMs) => attempt((store) => store.hit(key, windowMs)),
     get: (key) => attempt((store) => store.get(key)),
     set: (key, value, ttlMs) => attempt((store) => store.set(key, value, ttlMs)),
+    // Here first, Redis or not: what this process has seen it refuses even if Redis was away or lost its memory since.
+    // While it is away another controller cannot know: each refuses only what it saw itself, and that is counted.
+    async once(key, ttlMs) {
+      if (!(await second.once(key, ttlMs))) return false;
+      return attempt((store) => (store === second ? Promise.resolve(true) : store.once(key, ttlMs)));
+    },
     async close() {
       await first.close();
       await second.close();

@@ -115,10 +115,11 @@ function view(row: SigilRow): z.infer<typeof SigilEntry> {
 
 export function sigilRoutes(api: Api, { sigils }: { sigils: Sigils }): void {
   api.openapi(ownRoute, async (c) => {
-    const { subscriptionId, tier, expiresAt } = sigilOf(c);
+    const { subscriptionId, tier, expiresAt, device } = sigilOf(c);
     const devices = { used: await sigils.devicesUsed(subscriptionId), limit: TIERS[tier].devices };
     const until = new Date(expiresAt).toISOString();
-    return c.json({ subscription: subscriptionId, tier, expiresAt: until, devices }, 200);
+    const bindings = await sigils.bindings(subscriptionId, device);
+    return c.json({ subscription: subscriptionId, tier, expiresAt: until, devices, bindings }, 200);
   });
 
   api.openapi(mintRoute, async (c) => {

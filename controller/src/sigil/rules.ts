@@ -1,6 +1,7 @@
 /** Decisions about Sigils: values in, values out. Times are milliseconds since the epoch. */
+import type { Jkt } from '@katafract/shared/dpop';
 import { KatafractError } from '@katafract/shared/errors';
-import type { Tier } from '@katafract/shared/sigil';
+import { TIERS, type Tier } from '@katafract/shared/sigil';
 import type { SigilIdentity } from '../platform/api.ts';
 
 const DAY = 86_400_000;
@@ -49,6 +50,8 @@ export interface SigilState {
   readonly subscriptionId: string;
   readonly expiresAt: number;
   readonly revoked: boolean;
+  /** What it is bound to. */
+  readonly device: Jkt | null;
   readonly subscription: SubscriptionState;
 }
 
@@ -63,6 +66,48 @@ export function admit(state: SigilState | null, now: number): SigilIdentity {
     throw refuse(401, 'sigil_revoked', 'the Sigil was revoked');
   if (state.expiresAt <= now || state.subscription.expiresAt <= now)
     throw refuse(401, 'sigil_expired', 'the Sigil has expired');
-  const { sigilId, subscriptionId, expiresAt } = state;
-  return { sigilId, subscriptionId, expiresAt, tier: state.subscription.tier };
+  const { sigilId, subscriptionId, expiresAt, device } = state;
+  return { sigilId, subscriptionId, expiresAt, device, tier: state.subscription.tier };
+}
+
+/** For how long after its end a Sigil may still be exchanged for a fresh one; then the device claims again. */
+export const REFRESH_MS = 30 * DAY;
+/** How long those a device has exchanged are kept: a revocation must find those that may still be in use. */
+export const EXCHANGED_MS = DAY;
+
+/**
+ * When a Sigil that is bound to a device ends: soon, for it is refreshed, and not later than its subscription.
+ * @returns whole seconds, in ms since the epoch
+ * @throws KatafractError `subscription_revoked`, `subscription_over` (409)
+ */
+export function boundExpiry(subscription: SubscriptionState, now: number, lifeMs: number): number {
+  if (subscription.revoked) throw refuse(409, 'subscription_revoked', 'the subscription was revoked');
+  const expiresAt = Math.floor(Math.min(now + lifeMs, subscription.expiresAt) / 1000) * 1000;
+  if (expiresAt <= now) throw refuse(409, 'subscription_over', 'the subscription has expired');
+  return expiresAt;
+}
+
+/** What the database says of a device and those beside it, read under the subscription's lock. */
+export interface BindingFacts {
+  /** Null where it is not bound. */
+  readonly own: { readonly revoked: boolean } | null;
+  /** Devices bound now. */
+  readonly bound: number;
+  /** Those of them that were bound before this one. */
+  readonly ahead: number;
+}
+
+/**
+ * Whether a device may have a Sigil, and whether it must be bound first. Where a plan has shrunk, those bound first stay.
+ * @throws KatafractError `device_revoked` (403), `device_limit` (409)
+ */
+export function mayBind({ own, bound, ahead }: BindingFacts, tier: Tier): { bind: boolean } {
+  if (own?.revoked) throw refuse(403, 'device_revoked', 'this device was shut out');
+  const { devices: limit } = TIERS[tier];
+  if ((own ? ahead : bound) >= limit)
+    throw new KatafractError('device_limit', `this tier allows ${limit} devices`, {
+      status: 409,
+      detail: { limit },
+    });
+  return { bind: own === null };
 }

@@ -9,6 +9,7 @@ import { createAudit } from '../audit/audit.ts';
 import { type Database, openDatabase, type Tx } from '../platform/db.ts';
 import { type Keyring, openKeyring } from '../platform/keyring.ts';
 import { createLogger } from '../platform/log.ts';
+import { memoryStore } from '../platform/store.ts';
 import { type MintRequest, type SigilDeps, Sigils } from './sigil.ts';
 
 const HOUR = 3_600_000;
@@ -29,6 +30,8 @@ const deps = (): SigilDeps => ({
   keyring,
   audit: createAudit(db),
   issuer: 'https://api.test',
+  replays: memoryStore(() => now),
+  boundMs: HOUR,
   maxDays: 400,
   rotateDays: 90,
   lapseGraceMs: HOUR,
@@ -37,6 +40,7 @@ const deps = (): SigilDeps => ({
     ended.push(id);
     return () => announced.push(id);
   },
+  onUnbound: async () => () => undefined,
 });
 
 beforeAll(async () => {
@@ -56,7 +60,9 @@ afterAll(async () => {
 
 const mint = (wish: Partial<MintRequest> = {}, key?: string) =>
   sigils.mint({ tier: 'plus', expiresAt: now + DAY, ...wish }, 'operator:test', key);
-const use = (token: string) => sigils.authenticate(`Bearer ${token}`);
+const bearing = (authorization: string | undefined) =>
+  sigils.authenticate({ authorization, dpop: undefined, method: 'GET', url: 'https://api.test/v1/sigil' });
+const use = (token: string) => bearing(`Bearer ${token}`);
 const codeOf = (work: Promise<unknown>) =>
   work.then(
     () => 'fine',
@@ -73,6 +79,7 @@ describe('a minted Sigil', () => {
       subscriptionId: subscription,
       tier: 'plus',
       expiresAt: now + DAY,
+      device: null,
     });
     const claims = await verifySigil(sigil, keyring.jwks(), { issuer: 'https://api.test', now });
     expect(claims).toMatchObject({ sub: subscription, jti: id, tier: 'plus', exp: (now + DAY) / 1000 });
@@ -107,7 +114,7 @@ describe('a minted Sigil', () => {
     expect(await codeOf(use(await sign('kf-node+jwt', id)))).toBe('sigil_invalid');
     expect(await codeOf(use(await sign('kf-sigil+jwt', id)))).toBe('sigil_invalid');
     expect(await codeOf(use('x'.repeat(4000)))).toBe('sigil_invalid');
-    expect(await codeOf(sigils.authenticate(undefined))).toBe('unauthorized');
+    expect(await codeOf(bearing(undefined))).toBe('unauthorized');
   });
 
   it('ends by the clock, to the second, however often it was used', async () => {

@@ -1,34 +1,34 @@
 /**
- * The only door of Sigils: minting, checking and revoking them.
- *
- * A request is let in by three checks in this order: the signature (remembered per token, so that a hot token costs
- * one hash), the expiry by the clock, and the database, which alone knows of revocation and of the present tier. So a
- * revocation takes effect on the next request, on every controller.
+ * The only door of Sigils: minting and issuing them, binding them to devices, checking and revoking them. A Sigil that
+ * an operator mints lives long and is for whoever bears it, unless it names a device; one that an app claims is bound
+ * to a device, lives for minutes, and is exchanged for the next one by a proof of that device.
  */
 import { randomUUID } from 'node:crypto';
+import type { BoundDevice, IssuedSigil } from '@katafract/shared/api';
 import type { Clock } from '@katafract/shared/clock';
+import type { Jkt } from '@katafract/shared/dpop';
 import { KatafractError } from '@katafract/shared/errors';
-import { SIGIL_TYP, type SigilClaims, type Tier, verifySigil } from '@katafract/shared/sigil';
-import { SignJWT } from 'jose';
+import { type SigilRequest, TIERS, type Tier } from '@katafract/shared/sigil';
 import type { Audit, AuditEntry } from '../audit/audit.ts';
 import type { SigilIdentity } from '../platform/api.ts';
 import { type AfterCommit, type Database, type Tx, uniqueViolation } from '../platform/db.ts';
-import { uuidv7 } from '../platform/ids.ts';
-import type { Keyring, SigningKey } from '../platform/keyring.ts';
-import { bearerToken, sha256 } from '../platform/secrets.ts';
-import { admit, checkExpiry, renew } from './rules.ts';
+import type { Keyring } from '../platform/keyring.ts';
+import { sha256 } from '../platform/secrets.ts';
+import { Admission, type AdmissionDeps, type ProofCheck } from './admission.ts';
+import { boundExpiry, checkExpiry, EXCHANGED_MS, mayBind, renew } from './rules.ts';
+import { issueSigil, signSigil } from './sign.ts';
 import * as store from './store.ts';
 
 export type { SigilRow } from './store.ts';
 
-export interface SigilDeps {
+export interface SigilDeps extends AdmissionDeps {
   readonly db: Database;
   readonly clock: Clock;
   readonly keyring: Keyring;
   readonly audit: Audit;
-  /** The `iss` of every Sigil: the controller's public URL. */
-  readonly issuer: string;
-  /** The longest life of a Sigil, in days. */
+  /** The life of a Sigil that is bound to a device, in ms. */
+  readonly boundMs: number;
+  /** The longest life of a Sigil that an operator mints, in days. */
   readonly maxDays: number;
   /** Age at which the signing key is replaced, in days. */
   readonly rotateDays: number;
@@ -36,6 +36,14 @@ export interface SigilDeps {
   readonly lapseGraceMs: number;
   /** Removes what a subscription holds, in the transaction that ends it. */
   readonly onEnded: (tx: Tx, subscriptionId: string) => Promise<AfterCommit>;
+  /** Removes what one device of a subscription holds, in the transaction that ends it. */
+  readonly onUnbound: (tx: Tx, subscriptionId: string, jkt: Jkt) => Promise<AfterCommit>;
+}
+
+/** A device of a subscription. */
+export interface DeviceOf {
+  readonly subscriptionId: string;
+  readonly jkt: Jkt;
 }
 
 export interface MintRequest {
@@ -44,6 +52,8 @@ export interface MintRequest {
   readonly expiresAt: number;
   /** A subscription that exists already; a new one where absent. */
   readonly subscription?: string | undefined;
+  /** The device to bind it to; it is then bound to the subscription as well. */
+  readonly device?: Jkt | undefined;
 }
 
 export interface Minted {
@@ -53,9 +63,6 @@ export interface Minted {
   readonly sigil: string;
 }
 
-/** Tokens whose signature was checked lately: enough for the hot ones, about 5 MB. */
-const REMEMBERED = 10_000;
-const LONGEST_TOKEN = 2048;
 const DAY_MS = 86_400_000;
 
 const conflict = (code: string, message: string) => new KatafractError(code, message, { status: 409 });
@@ -63,43 +70,116 @@ const unknown = (code: string, message: string) => new KatafractError(code, mess
 
 export class Sigils {
   readonly #deps: SigilDeps;
-  readonly #lookUp: ReturnType<typeof store.sigilLookup>;
-  /** Claims by token hash, in order of last use. */
-  readonly #verified = new Map<string, SigilClaims>();
+  readonly #admission: Admission;
 
   constructor(deps: SigilDeps) {
     this.#deps = deps;
-    this.#lookUp = store.sigilLookup(deps.db);
+    this.#admission = new Admission(deps);
   }
 
   /**
-   * Whom a request acts for, by its Authorization header.
-   * @throws KatafractError `unauthorized`, `sigil_invalid`, `sigil_expired`, `sigil_revoked` (401)
+   * Whom a request acts for.
+   * @throws KatafractError (401) of `verifySigilRequest`, and `sigil_revoked`
    */
-  async authenticate(authorization: string | undefined): Promise<SigilIdentity> {
-    const token = bearerToken(authorization);
-    if (token === null) throw new KatafractError('unauthorized', 'a Sigil is required', { status: 401 });
-    if (token.length > LONGEST_TOKEN) return admit(null, 0);
-    const hash = sha256(token).toString('hex');
-    await this.#verify(token, hash);
-    return admit(await this.#lookUp(hash), this.#deps.clock.now());
+  authenticate(request: SigilRequest): Promise<SigilIdentity> {
+    return this.#admission.authenticate(request);
   }
 
-  async #verify(token: string, hash: string): Promise<void> {
-    const now = this.#deps.clock.now();
-    const known = this.#verified.get(hash);
-    this.#verified.delete(hash);
-    if (known && known.exp * 1000 <= now)
-      throw new KatafractError('sigil_expired', 'the Sigil has expired', { status: 401 });
-    const { issuer, keyring } = this.#deps;
-    const claims = known ?? (await verifySigil(token, keyring.jwks(), { issuer, now }));
-    this.#verified.set(hash, claims);
-    if (this.#verified.size > REMEMBERED) {
-      for (const oldest of this.#verified.keys()) {
-        this.#verified.delete(oldest);
-        break;
-      }
-    }
+  /**
+   * Checks the proof of a device that has no Sigil yet; it is good once.
+   * @throws KatafractError (401) `dpop_required`, `dpop_invalid`, `dpop_stale`, `dpop_replayed`
+   */
+  checkProof(request: ProofCheck): Promise<{ jkt: Jkt }> {
+    return this.#admission.proof(request);
+  }
+
+  /**
+   * A fresh Sigil for a device of a subscription, which is bound where it is not yet. Asked again for the same device
+   * it gives another Sigil and binds nothing.
+   * @param actor for the audit log
+   * @throws KatafractError `subscription_unknown` (404), `subscription_revoked`, `subscription_over`, `device_limit`
+   * (409), `device_revoked` (403)
+   */
+  issue(to: DeviceOf, actor: string): Promise<IssuedSigil> {
+    return this.#deps.db.transaction((tx) => this.issueIn(tx, to, actor));
+  }
+
+  /** The same in a transaction of the caller's. */
+  async issueIn(tx: Tx, to: DeviceOf, actor: string): Promise<IssuedSigil> {
+    const { id, ...issued } = await this.#issue(tx, to, actor);
+    const detail = { subscription: to.subscriptionId, tier: issued.tier, expiresAt: issued.expiresAt };
+    await this.#deps.audit.record(tx, [{ actor, action: 'sigil.issued', subject: `sigil:${id}`, detail }]);
+    return issued;
+  }
+
+  async #issue(
+    tx: Tx,
+    { subscriptionId, jkt }: DeviceOf,
+    actor: string,
+    exchanged: string | null = null,
+  ): Promise<IssuedSigil & { id: string }> {
+    const { clock, keyring, issuer, boundMs } = this.#deps;
+    const now = clock.now();
+    const subscription = await store.lockSubscription(tx, subscriptionId);
+    if (!subscription) throw unknown('subscription_unknown', 'no such subscription');
+    const expiresAt = boundExpiry(subscription, now, boundMs);
+    const { tier } = subscription;
+    const { bound, others } = await this.#bind(tx, { subscriptionId, jkt }, tier, actor);
+    const wish = { subscriptionId, tier, issuer, device: jkt, expiresAt, others };
+    const { id, sigil } = await issueSigil(tx, keyring, now, wish);
+    await store.forgetExchanged(tx, { subscriptionId, jkt }, new Date(now - EXCHANGED_MS), exchanged);
+    const devices = { bound, limit: TIERS[tier].devices };
+    return { id, sigil, subscription: subscriptionId, tier, expiresAt: isoOf(expiresAt), devices };
+  }
+
+  /** Binds a device where it is not bound yet; the caller holds the subscription's lock. */
+  async #bind(
+    tx: Tx,
+    { subscriptionId, jkt }: DeviceOf,
+    tier: Tier,
+    actor: string,
+  ): Promise<{ bound: number; others: Jkt[] }> {
+    const facts = await store.bindingFacts(tx, subscriptionId, jkt);
+    const { others } = facts;
+    if (!mayBind(facts, tier).bind) return { bound: facts.bound, others };
+    await store.insertDevice(tx, { subscriptionId, jkt, boundAt: new Date(this.#deps.clock.now()) });
+    const subject = `subscription:${subscriptionId}`;
+    await this.#deps.audit.record(tx, [{ actor, action: 'device.bound', subject, detail: { device: jkt } }]);
+    return { bound: facts.bound + 1, others };
+  }
+
+  /**
+   * Makes a subscription without any Sigil: who holds its claim gets one.
+   * @param expiresAt milliseconds since the epoch
+   * @returns its pseudonym
+   */
+  async openSubscription(
+    tx: Tx,
+    { tier, expiresAt }: { tier: Tier; expiresAt: number },
+    actor = 'system',
+  ): Promise<string> {
+    const { subscriptionId, entries } = await this.#subscribe(tx, { tier, expiresAt }, actor);
+    await this.#deps.audit.record(tx, entries);
+    return subscriptionId;
+  }
+
+  /**
+   * Gives a subscription another tier or expiry, an earlier one too; one that had lapsed is then no longer lapsed.
+   * Its present Sigils speak for it at once.
+   * @throws KatafractError `subscription_unknown` (404), `subscription_revoked` (409): that is final
+   */
+  async setSubscription(
+    tx: Tx,
+    id: string,
+    next: { tier: Tier; expiresAt: number },
+    actor = 'system',
+  ): Promise<void> {
+    const present = await store.lockSubscription(tx, id);
+    if (!present) throw unknown('subscription_unknown', 'no such subscription');
+    if (present.revoked) throw conflict('subscription_revoked', 'the subscription was revoked');
+    await store.changeSubscription(tx, id, next);
+    if (present.tier === next.tier && present.expiresAt === next.expiresAt) return;
+    await this.#deps.audit.record(tx, [changed(id, present, next, actor)]);
   }
 
   /**
@@ -110,8 +190,9 @@ export class Sigils {
    */
   async mint(request: MintRequest, actor: string, idempotencyKey?: string): Promise<Minted> {
     const key = idempotencyKey === undefined ? undefined : `${actor} ${idempotencyKey}`;
-    const { tier, expiresAt, subscription = null } = request;
-    const requestHash = sha256(JSON.stringify([tier, expiresAt, subscription])).toString('hex');
+    const { tier, expiresAt, subscription = null, device } = request;
+    const asked = [tier, expiresAt, subscription, ...(device === undefined ? [] : [device])];
+    const requestHash = sha256(JSON.stringify(asked)).toString('hex');
     const replay = key === undefined ? null : await this.#replay(key, requestHash);
     if (replay) return replay;
     try {
@@ -137,7 +218,7 @@ export class Sigils {
         { status: 422 },
       );
     const signer = this.#deps.keyring.sigilByKid(row.kid);
-    const sigil = signer ? await sign(signer, row) : '';
+    const sigil = signer ? await signSigil(signer, row) : '';
     if (sha256(sigil).toString('hex') !== row.tokenHash)
       throw conflict('idempotency_expired', 'what this Idempotency-Key made cannot be shown again');
     return { id: row.id, subscription: row.subscriptionId, sigil };
@@ -152,26 +233,15 @@ export class Sigils {
     const { clock, keyring, audit, issuer, maxDays } = this.#deps;
     const now = clock.now();
     const expiresAt = checkExpiry(request.expiresAt, now, maxDays);
-    const { tier } = request;
+    const { tier, device = null } = request;
     const { subscriptionId, entries } = await this.#subscribe(tx, { ...request, expiresAt }, actor);
-    const signer = keyring.sigil();
-    const row = {
-      id: uuidv7(now),
-      subscriptionId,
-      kid: signer.kid,
-      tier,
-      issuer,
-      issuedAt: new Date(Math.floor(now / 1000) * 1000),
-      expiresAt: new Date(expiresAt),
-    };
-    const sigil = await sign(signer, row);
-    await store.insertSigil(tx, { ...row, ...idempotency, tokenHash: sha256(sigil).toString('hex') });
-    const detail = { subscription: subscriptionId, tier, expiresAt: row.expiresAt.toISOString() };
-    await audit.record(tx, [
-      ...entries,
-      { actor, action: 'sigil.issued', subject: `sigil:${row.id}`, detail },
-    ]);
-    return { id: row.id, subscription: subscriptionId, sigil };
+    const { others } =
+      device === null ? { others: [] } : await this.#bind(tx, { subscriptionId, jkt: device }, tier, actor);
+    const wish = { subscriptionId, tier, issuer, device, expiresAt, others, ...idempotency };
+    const { id, sigil } = await issueSigil(tx, keyring, now, wish);
+    const detail = { subscription: subscriptionId, tier, expiresAt: isoOf(expiresAt) };
+    await audit.record(tx, [...entries, { actor, action: 'sigil.issued', subject: `sigil:${id}`, detail }]);
+    return { id, subscription: subscriptionId, sigil };
   }
 
   /** The subscription a new Sigil is for: made, or brought up to what the Sigil says. */
@@ -180,7 +250,7 @@ export class Sigils {
     { subscription, tier, expiresAt }: MintRequest,
     actor: string,
   ): Promise<{ subscriptionId: string; entries: AuditEntry[] }> {
-    const until = new Date(expiresAt).toISOString();
+    const until = isoOf(expiresAt);
     if (subscription === undefined) {
       const id = randomUUID();
       await store.insertSubscription(tx, { id, tier, expiresAt });
@@ -193,16 +263,7 @@ export class Sigils {
     const next = renew(present, { tier, expiresAt });
     if (!next.changed) return { subscriptionId: subscription, entries: [] };
     await store.changeSubscription(tx, subscription, next);
-    const shown = (state: { tier: Tier; expiresAt: number }) => ({
-      tier: state.tier,
-      expiresAt: new Date(state.expiresAt).toISOString(),
-    });
-    const detail = { from: shown(present), to: shown(next) };
-    const subject = `subscription:${subscription}`;
-    return {
-      subscriptionId: subscription,
-      entries: [{ actor, action: 'subscription.changed', subject, detail }],
-    };
+    return { subscriptionId: subscription, entries: [changed(subscription, present, next, actor)] };
   }
 
   /**
@@ -294,21 +355,26 @@ export class Sigils {
     return store.listSigils(this.#deps.db, filter);
   }
 
+  /** Devices that are bound, newest first. @param current the one that asks */
+  async bindings(subscriptionId: string, current: Jkt | null): Promise<BoundDevice[]> {
+    const rows = await store.listDevices(this.#deps.db, subscriptionId, 100);
+    return rows.map(({ jkt, boundAt }) => ({
+      jkt,
+      boundAt: boundAt.toISOString(),
+      current: jkt === current,
+    }));
+  }
+
   devicesUsed(subscriptionId: string): Promise<number> {
     return store.countPeers(this.#deps.db, subscriptionId);
   }
 }
 
-type Signable = Pick<store.SigilRow, 'id' | 'subscriptionId' | 'tier' | 'issuer' | 'issuedAt' | 'expiresAt'>;
+const isoOf = (ms: number) => new Date(ms).toISOString();
 
-/** Same row, same key, same token. */
-function sign(signer: SigningKey, row: Signable): Promise<string> {
-  return new SignJWT({ tier: row.tier })
-    .setProtectedHeader({ alg: 'EdDSA', typ: SIGIL_TYP, kid: signer.kid })
-    .setIssuer(row.issuer)
-    .setSubject(row.subscriptionId)
-    .setJti(row.id)
-    .setIssuedAt(row.issuedAt.getTime() / 1000)
-    .setExpirationTime(row.expiresAt.getTime() / 1000)
-    .sign(signer.privateKey);
+type Terms = { tier: Tier; expiresAt: number };
+function changed(id: string, from: Terms, to: Terms, actor: string): AuditEntry {
+  const shown = ({ tier, expiresAt }: Terms) => ({ tier, expiresAt: isoOf(expiresAt) });
+  const detail = { from: shown(from), to: shown(to) };
+  return { actor, action: 'subscription.changed', subject: `subscription:${id}`, detail };
 }

@@ -1,9 +1,10 @@
 /** SQL of subscriptions and Sigils. */
-import type { Tier } from '@katafract/shared/sigil';
-import { and, desc, eq, gt, isNull, lt, lte } from 'drizzle-orm';
+import type { Jkt } from '@katafract/shared/dpop';
+import { BINDINGS_NAMED, type Tier } from '@katafract/shared/sigil';
+import { and, desc, eq, gt, isNull, lt, lte, ne } from 'drizzle-orm';
 import type { Database, Tx } from '../platform/db.ts';
-import type { SigilState, SubscriptionState } from './rules.ts';
-import { sigils, subscriptions } from './tables.ts';
+import type { BindingFacts, SigilState, SubscriptionState } from './rules.ts';
+import { devices, sigils, subscriptions } from './tables.ts';
 
 export type SigilRow = typeof sigils.$inferSelect;
 
@@ -19,6 +20,7 @@ interface StateRow {
   subscriptionId: string;
   expiresAt: number;
   revoked: boolean;
+  device: Jkt | null;
   tier: Tier;
   subscriptionExpiresAt: number;
   subscriptionRevoked: boolean;
@@ -60,6 +62,7 @@ async function readStates(db: Database, hashes: string[]): Promise<Map<string, S
   const rows = await db.sql<StateRow[]>`
     select s.token_hash as hash, s.id as "sigilId", s.subscription_id as "subscriptionId",
       (extract(epoch from s.expires_at) * 1000)::float8 as "expiresAt", s.revoked_at is not null as revoked,
+      s.device,
       u.tier, (extract(epoch from u.expires_at) * 1000)::float8 as "subscriptionExpiresAt",
       u.revoked_at is not null as "subscriptionRevoked"
     from sigils s join subscriptions u on u.id = s.subscription_id
@@ -185,4 +188,104 @@ export async function countPeers({ sql }: Pick<Tx, 'sql'>, subscriptionId: strin
   const [row] = await sql<{ peerCount: number }[]>`
     select peer_count as "peerCount" from subscriptions where id = ${subscriptionId}`;
   return row?.peerCount ?? 0;
+}
+
+/** A device and those beside it; the caller holds the subscription's lock. */
+export async function bindingFacts(
+  { sql }: Tx,
+  subscriptionId: string,
+  jkt: Jkt,
+): Promise<BindingFacts & { others: Jkt[] }> {
+  const of = sql`from devices d where d.subscription_id = ${subscriptionId} and d.revoked_at is null`;
+  const [row] = await sql<
+    { known: boolean; revoked: boolean; bound: number; ahead: number; others: Jkt[] }[]
+  >`
+    select own.jkt is not null as known, own.revoked_at is not null as revoked,
+      (select count(*)::int ${of}) as bound,
+      (select count(*)::int ${of} and (d.bound_at, d.jkt) < (own.bound_at, own.jkt)) as ahead,
+      array(select d.jkt ${of} and d.jkt <> ${jkt} order by d.bound_at desc, d.jkt limit ${BINDINGS_NAMED}) as others
+    from (values (1)) one left join devices own on own.subscription_id = ${subscriptionId} and own.jkt = ${jkt}`;
+  if (!row) return { own: null, bound: 0, ahead: 0, others: [] };
+  const { known, revoked, ...facts } = row;
+  return { ...facts, own: known ? { revoked } : null };
+}
+
+export async function insertDevice({ orm }: Tx, row: typeof devices.$inferInsert): Promise<void> {
+  await orm.insert(devices).values(row);
+}
+
+const isDevice = (subscriptionId: string, jkt: Jkt) =>
+  and(eq(devices.subscriptionId, subscriptionId), eq(devices.jkt, jkt), isNull(devices.revokedAt));
+
+/** @returns whether it was bound */
+export async function deleteDevice({ orm }: Tx, subscriptionId: string, jkt: Jkt): Promise<boolean> {
+  return (await orm.delete(devices).where(isDevice(subscriptionId, jkt)).returning()).length > 0;
+}
+
+/** @returns whether it was bound */
+export async function markDeviceRevoked(
+  { orm }: Tx,
+  subscriptionId: string,
+  jkt: Jkt,
+  at: Date,
+): Promise<boolean> {
+  const rows = await orm
+    .update(devices)
+    .set({ revokedAt: at })
+    .where(isDevice(subscriptionId, jkt))
+    .returning();
+  return rows.length > 0;
+}
+
+/** Ends every Sigil of a device. */
+export async function markDeviceSigilsRevoked(
+  { orm }: Tx,
+  subscriptionId: string,
+  jkt: Jkt,
+  at: Date,
+): Promise<void> {
+  await orm
+    .update(sigils)
+    .set({ revokedAt: at })
+    .where(and(eq(sigils.subscriptionId, subscriptionId), eq(sigils.device, jkt), isNull(sigils.revokedAt)));
+}
+
+/** Forgets what a device has long exchanged, but for the one it may have to show again. */
+export async function forgetExchanged(
+  { orm }: Tx,
+  device: { subscriptionId: string; jkt: Jkt },
+  before: Date,
+  keep: string | null,
+): Promise<void> {
+  await orm
+    .delete(sigils)
+    .where(
+      and(
+        eq(sigils.subscriptionId, device.subscriptionId),
+        eq(sigils.device, device.jkt),
+        lt(sigils.expiresAt, before),
+        keep === null ? undefined : ne(sigils.id, keep),
+      ),
+    );
+}
+
+/** Forgets Sigils that ended before `before`, some at a time. @returns how many */
+export async function forgetSigils({ sql }: Pick<Tx, 'sql'>, before: Date, limit: number): Promise<number> {
+  const rows = await sql`
+    delete from sigils where id in (select id from sigils where expires_at < ${before} limit ${limit}) returning 1`;
+  return rows.length;
+}
+
+/** Devices that are bound, newest first. */
+export function listDevices(
+  { orm }: Pick<Tx, 'orm'>,
+  subscriptionId: string,
+  limit: number,
+): Promise<(typeof devices.$inferSelect)[]> {
+  return orm
+    .select()
+    .from(devices)
+    .where(and(eq(devices.subscriptionId, subscriptionId), isNull(devices.revokedAt)))
+    .orderBy(desc(devices.boundAt), devices.jkt)
+    .limit(limit);
 }

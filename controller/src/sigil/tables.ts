@@ -1,7 +1,8 @@
 /** Subscriptions (pseudonyms with a tier and an expiry) and the Sigils issued for them. No person appears here. */
+import type { Jkt } from '@katafract/shared/dpop';
 import type { Tier } from '@katafract/shared/sigil';
 import { sql } from 'drizzle-orm';
-import { index, integer, pgTable, text, timestamp, uuid } from 'drizzle-orm/pg-core';
+import { index, integer, pgTable, primaryKey, text, timestamp, uuid } from 'drizzle-orm/pg-core';
 
 const when = (name: string) => timestamp(name, { withTimezone: true });
 
@@ -26,6 +27,22 @@ export const subscriptions = pgTable(
   ],
 );
 
+/** Devices that may hold a Sigil of a subscription: a thumbprint of a random key, and nothing else of a device. */
+export const devices = pgTable(
+  'devices',
+  {
+    subscriptionId: uuid('subscription_id')
+      .notNull()
+      .references(() => subscriptions.id),
+    /** RFC 7638. */
+    jkt: text().$type<Jkt>().notNull(),
+    boundAt: when('bound_at').notNull(),
+    /** An operator shut it out; the row stays, so that it cannot be bound again. */
+    revokedAt: when('revoked_at'),
+  },
+  (table) => [primaryKey({ columns: [table.subscriptionId, table.jkt] })],
+);
+
 export const sigils = pgTable(
   'sigils',
   {
@@ -40,6 +57,10 @@ export const sigils = pgTable(
     kid: text().notNull(),
     tier: text().$type<Tier>().notNull(),
     issuer: text().notNull(),
+    /** Thumbprint of the device it is bound to; null: whoever bears it. */
+    device: text().$type<Jkt>(),
+    /** The devices it names. */
+    bindings: text().$type<Jkt>().array(),
     /** Whole seconds, as in the token. */
     issuedAt: when('issued_at').notNull(),
     expiresAt: when('expires_at').notNull(),
@@ -49,5 +70,8 @@ export const sigils = pgTable(
     /** SHA-256 of that request: the same key with another request is an error. */
     requestHash: text('request_hash'),
   },
-  (table) => [index('sigils_subscription').on(table.subscriptionId)],
+  (table) => [
+    index('sigils_subscription').on(table.subscriptionId, table.device),
+    index('sigils_expiry').on(table.expiresAt),
+  ],
 );
