@@ -52,7 +52,7 @@ export interface StoreCall {
    * @returns any answer but 429 and 5xx
    * @throws KatafractError `store_unavailable` (503)
    */
-  readonly fetch: (url: string | URL, init?: RequestInit) => Promise<Response>;
+  readonly fetch: (input: string | URL | Request, init?: RequestInit) => Promise<Response>;
 }
 
 /** @throws never by itself; see StoreCall */
@@ -61,7 +61,7 @@ export function storeCall(store: StoreName, deps: StoreDeps): StoreCall {
   const settings: CallSettings = { ...CALL_SETTINGS, ...deps.call };
   let circuit: Circuit = CLOSED;
 
-  const attempt = async (url: string | URL, init: RequestInit | undefined): Promise<Attempt> => {
+  const attempt = async (url: string | URL | Request, init: RequestInit | undefined): Promise<Attempt> => {
     const admission = admit(circuit, clock.now());
     if (!admission.admitted) {
       observe?.(store, 'circuit_open', 0);
@@ -98,10 +98,15 @@ export function storeCall(store: StoreName, deps: StoreDeps): StoreCall {
 
 type Attempt =
   | { outcome: 'answered'; response: Response }
-  | { outcome: Exclude<CallOutcome, 'answered'>; waitMs?: number; status?: number; reason?: string };
+  | {
+      outcome: Exclude<CallOutcome, 'answered' | 'unverified'>;
+      waitMs?: number;
+      status?: number;
+      reason?: string;
+    };
 
 async function once(
-  url: string | URL,
+  url: string | URL | Request,
   init: RequestInit | undefined,
   timeoutMs: number,
   clock: Clock,

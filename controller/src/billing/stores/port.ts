@@ -87,3 +87,8 @@ export interface StorePort {
    */
   referenceOf?(purchase: string): Promise<string>;
 }
+
+/** What a product is worth by the configured table; null where it is none of ours. */
+export function tierOf(table: Readonly<Record<string, Tier>>, product: string): Tier | null {
+  return Object.hasOwn(table, product) ? (table[product] ?? null) : null;
+}

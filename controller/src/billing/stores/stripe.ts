@@ -1,7 +1,17 @@
-/** Stripe as a store. */
+/**
+ * Stripe as a store. Messages are verified, and the API is spoken, by Stripe's own library. A subscription shows its
+ * claim hash in its metadata, where checkout put it; payer fields are never asked for where that can be helped, and
+ * what comes along anyway is dropped.
+ */
+import { createHash } from 'node:crypto';
+import { KatafractError } from '@katafract/shared/errors';
 import type { Tier } from '@katafract/shared/sigil';
+import type Stripe from 'stripe';
 import { type StoreDeps, storeUnavailable } from './call.ts';
 import type { StorePort } from './port.ts';
+import { asked, stripeClient } from './stripe-api.ts';
+import { KNOWN, SWEPT, stripeVerifier, subscriptionOf } from './stripe-events.ts';
+import { STRIPE_CLAIM, viewOf } from './stripe-view.ts';
 
 export interface StripeConfig {
   /** `https://api.stripe.com`, or what stands in for it; no path. */
@@ -20,6 +30,101 @@ export interface StripeConfig {
   readonly graceDays?: number;
 }
 
-export function stripeStore(_config: StripeConfig, _deps: StoreDeps): StorePort {
-  throw storeUnavailable('stripe', 'under construction');
+/** Stripe keeps events for 30 days; a day less, so that none falls out between question and answer. */
+const EVENTS_KEPT_MS = 29 * 86_400_000;
+
+/** @throws KatafractError `config_invalid` where no message could ever verify */
+export function stripeStore(config: StripeConfig, deps: StoreDeps): StorePort {
+  if (config.webhookSecrets.length === 0 || config.webhookSecrets.some((secret) => secret.trim() === '')) {
+    throw new KatafractError(
+      'config_invalid',
+      'Stripe needs at least one webhook secret, none of them empty',
+    );
+  }
+  const stripe = stripeClient(config, deps);
+  const verify = stripeVerifier(config, deps, stripe);
+  return {
+    name: 'stripe',
+    async verify(request) {
+      const event = verify(request);
+      const known = KNOWN.has(event.type);
+      const reference = known ? await subscriptionOf(stripe, event) : null;
+      return {
+        store: 'stripe',
+        eventId: event.id,
+        type: known ? event.type : 'unknown',
+        reference,
+      };
+    },
+    async read(reference) {
+      if (!/^sub_\w{1,200}$/.test(reference)) return null;
+      const subscription = await asked(stripe.subscriptions.retrieve(reference));
+      return subscription === null ? null : viewOf(stripe, config, subscription);
+    },
+    changedSince: (since, known) => changedSince(stripe, deps, since, known),
+    async checkout(wish, idempotencyKey) {
+      const price = Object.entries(config.prices).find(([, tier]) => tier === wish.tier)?.[0];
+      if (price === undefined) {
+        throw new KatafractError('tier_not_sold', `Stripe sells no tier ${wish.tier}`, { status: 422 });
+      }
+      const session = await asked(
+        stripe.checkout.sessions.create(
+          {
+            mode: 'subscription',
+            line_items: [{ price, quantity: 1 }],
+            client_reference_id: wish.claim,
+            subscription_data: { metadata: { [STRIPE_CLAIM]: wish.claim } },
+            success_url: config.successUrl,
+            cancel_url: config.cancelUrl,
+          },
+          idempotencyKey === undefined
+            ? {}
+            : { idempotencyKey: scopedKey(idempotencyKey, wish.claim, price) },
+        ),
+      );
+      if (!session?.url) throw storeUnavailable('stripe', 'no checkout came back');
+      return { url: session.url };
+    },
+  };
+}
+
+/** The caller's key within its claim's own name space: another claim with the same key is another request. */
+function scopedKey(key: string, claim: string, price: string): string {
+  return createHash('sha256').update(`${claim}\n${price}\n${key}`).digest('hex');
+}
+
+async function* changedSince(
+  stripe: Stripe,
+  deps: StoreDeps,
+  since: number,
+  known: () => AsyncIterable<string>,
+): AsyncGenerator<string> {
+  const seen = new Set<string>();
+  const earliest = deps.clock.now() - EVENTS_KEPT_MS;
+  if (since < earliest) {
+    for await (const reference of known()) {
+      seen.add(reference);
+      yield reference;
+    }
+  }
+  const created = { gte: Math.floor(Math.max(since, earliest) / 1000) };
+  let after: string | undefined;
+  for (;;) {
+    const page = await asked(
+      stripe.events.list({
+        types: SWEPT,
+        created,
+        limit: 100,
+        ...(after === undefined ? {} : { starting_after: after }),
+      }),
+    );
+    for (const raw of page?.data ?? []) {
+      const reference = await subscriptionOf(stripe, raw);
+      if (reference === null || seen.has(reference)) continue;
+      seen.add(reference);
+      yield reference;
+    }
+    after = page?.data.at(-1)?.id;
+    if (page?.has_more !== true || after === undefined) return;
+  }
 }
