@@ -8,13 +8,9 @@ import { KatafractError } from '@katafract/shared/errors';
 import { admit, type Circuit, type CircuitSettings, CLOSED, circuitState, settled } from './circuit.ts';
 import type { StoreName } from './port.ts';
 
-export type CallOutcome =
-  | 'answered'
-  | 'rate_limited'
-  | 'failed'
-  | 'timed_out'
-  | 'unreachable'
-  | 'circuit_open';
+/** `unverified`: a part of an answer that a sweep passed over, because its signature does not hold. */
+export type CallOutcome = FailedTry | 'answered' | 'unverified';
+type FailedTry = 'rate_limited' | 'failed' | 'timed_out' | 'unreachable' | 'circuit_open';
 
 export interface CallSettings {
   /** Limit of one try, from the request to the last byte of the answer, ms. */
@@ -99,7 +95,7 @@ export function storeCall(store: StoreName, deps: StoreDeps): StoreCall {
 type Attempt =
   | { outcome: 'answered'; response: Response }
   | {
-      outcome: Exclude<CallOutcome, 'answered' | 'unverified'>;
+      outcome: FailedTry;
       waitMs?: number;
       status?: number;
       reason?: string;
