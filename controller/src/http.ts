@@ -12,6 +12,7 @@ import { cors } from 'hono/cors';
 import { etag, RETAINED_304_HEADERS } from 'hono/etag';
 import { routePath } from 'hono/route';
 import { auditRoutes } from './audit/routes.ts';
+import { billingRoutes } from './billing/routes.ts';
 import type { Context } from './context.ts';
 import { fleetRoutes } from './fleet/routes.ts';
 import { peerRoutes } from './peers/routes.ts';
@@ -32,13 +33,34 @@ import { sigilRoutes } from './sigil/routes.ts';
 /** Served on the mesh listener alone, where there is one. */
 const MESH_ONLY = ['/v1/admin/*', '/metrics', '/v1/nodes/session'];
 /** For apps alone. */
-const SIGIL_ONLY = ['/v1/regions', '/v1/peers', '/v1/peers/*', '/v1/sigil'];
-/** For apps, which may be pages of any origin: there are no cookies to abuse, only bearer tokens. */
-const CROSS_ORIGIN = [...SIGIL_ONLY, '/.well-known/jwks.json'];
+const SIGIL_ONLY = ['/v1/regions', '/v1/peers', '/v1/peers/*', '/v1/sigil', '/v1/sigil/*'];
+/** With a Sigil that may have expired. */
+const EXCHANGE = '/v1/sigils/refresh';
+/** For apps, which may be pages of any origin: there are no cookies to abuse, only tokens. */
+const CROSS_ORIGIN = [...SIGIL_ONLY, '/v1/sigils', EXCHANGE, '/v1/billing/*', '/.well-known/jwks.json'];
 /** Lists that clients poll. */
 const POLLED = ['/v1/regions', '/v1/peers'];
 /** Without any token, and so limited by address. */
-const ANONYMOUS = ['/v1/nodes/enroll', '/v1/nodes/session', '/openapi.json', '/docs', '/docs/*'];
+const ANONYMOUS = [
+  '/v1/nodes/enroll',
+  '/v1/nodes/session',
+  '/v1/sigils',
+  '/v1/billing/*',
+  '/openapi.json',
+  '/docs',
+  '/docs/*',
+];
+
+/** What a page may read of an answer; Date tells a device how wrong its clock is. */
+const EXPOSED = [
+  'Date',
+  'ETag',
+  'Retry-After',
+  'RateLimit',
+  'RateLimit-Policy',
+  'WWW-Authenticate',
+  'X-Request-Id',
+];
 
 type Middleware = MiddlewareHandler<AppEnv>;
 
@@ -57,8 +79,8 @@ export function createHttp(ctx: Context): Api {
   api.notFound((c) => problemResponse(c, noRoute(api, c), { log, metrics }));
   api.use(edge(ctx));
   if (config.meshListen) for (const path of MESH_ONLY) api.use(path, meshOnly);
-  const exposeHeaders = ['ETag', 'Retry-After', 'RateLimit', 'RateLimit-Policy', 'X-Request-Id'];
-  for (const path of CROSS_ORIGIN) api.use(path, cors({ origin: '*', exposeHeaders, maxAge: 86_400 }));
+  for (const path of CROSS_ORIGIN)
+    api.use(path, cors({ origin: '*', exposeHeaders: EXPOSED, maxAge: 86_400 }));
   api.use('/v1/*', bodyLimit());
   for (const path of ANONYMOUS) api.use(path, (c, next) => limits.address(c).then(next));
   const requireSigil = guard(limits, 'sigil', (c) =>
@@ -70,9 +92,14 @@ export function createHttp(ctx: Context): Api {
   // by prefix, whatever a route itself asks for: a forgotten guard must not open anything
   api.use('/v1/admin/*', requireOperator);
   for (const path of SIGIL_ONLY) api.use(path, requireSigil);
-  const poll = etag({ retainedHeaders: [...RETAINED_304_HEADERS, ...exposeHeaders], generateDigest });
+  api.use(
+    EXCHANGE,
+    guard(limits, 'sigil', (c) => ctx.sigils.presented(sigilRequest(c, config.publicUrl))),
+  );
+  const poll = etag({ retainedHeaders: [...RETAINED_304_HEADERS, ...EXPOSED], generateDigest });
   for (const path of POLLED) api.use(path, revalidate, poll);
   sigilRoutes(api, ctx);
+  billingRoutes(api, { ...ctx, publicUrl: config.publicUrl, refused: limits.address });
   auditRoutes(api, ctx);
   fleetRoutes(api, { ...ctx.enrollment, requireSigil, requireOperator, bus: ctx.bus });
   peerRoutes(api, { ...ctx, requireSigil, requireOperator });
@@ -185,7 +212,7 @@ function machineRoutes(api: Api, ctx: Context): void {
     return c.body(await ctx.metrics.registry.metrics());
   });
   api.get('/.well-known/jwks.json', etag(), (c) => {
-    // a verifier that meets an unknown kid asks again, so keys may be kept for a while
+    // far less than the hour for which a key is published before it signs
     c.header('Cache-Control', 'public, max-age=300');
     return c.json(ctx.keyring.jwks());
   });
@@ -195,7 +222,10 @@ function machineRoutes(api: Api, ctx: Context): void {
 function describe(api: Api, publicUrl: string): void {
   const bearer = (description: string) => ({ type: 'http' as const, scheme: 'bearer', description });
   const schemes = {
-    Sigil: bearer('A Sigil: the subscription token of an app'),
+    Sigil: bearer(
+      'A Sigil: the subscription token of an app. One that is bound to a device (it has `cnf`) comes as ' +
+        '`Authorization: DPoP <sigil>` with a proof in the header `DPoP` (RFC 9449), and in no other way',
+    ),
     Operator: bearer('An operator token'),
     NodeToken: bearer('A short-lived JWT signed with the key of a node'),
   };

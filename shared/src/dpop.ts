@@ -57,7 +57,7 @@ export async function generateDeviceKey(
   options: { alg?: ProofAlg; extractable?: boolean } = {},
 ): Promise<DeviceKey> {
   const { alg = 'ES256', extractable = false } = options;
-  const { privateKey, publicKey } = await generateKeyPair(alg, { extractable, crv: 'Ed25519' });
+  const { privateKey, publicKey } = await generateKeyPair(alg, { extractable });
   return deviceKeyOf(privateKey, DeviceJwk.parse(await exportJWK(publicKey)));
 }
 

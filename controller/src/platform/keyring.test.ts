@@ -61,10 +61,29 @@ describe('the keyring', () => {
     expect(JSON.stringify(other.jwks())).not.toContain('"d"');
     expect(one.state().kid).toBe(other.state().kid);
     now += 10 * DAY;
-    await other.reload();
     expect(other.jwks().keys.map((key) => key.kid)).toEqual([after]);
+    expect(other.sigilByKid(before)).toBeUndefined();
     await Promise.all([one.close(), other.close()]);
   });
+});
+
+it('publishes a key for a while before it signs', async () => {
+  const ring = await open();
+  const before = ring.sigil().kid;
+  now += DAY;
+  await ring.rotateSigil(now, 10 * DAY, { leadMs: 1000 });
+  expect(ring.sigil().kid).toBe(before);
+  const [next, ...rest] = ring.jwks().keys.map((key) => key.kid);
+  expect(rest).toEqual([before]);
+  // nor is there a third one while it waits
+  expect(await ring.rotateSigil(now, 10 * DAY, { leadMs: 1000, minAgeMs: DAY })).toBe(false);
+  now += 1000;
+  expect(ring.sigil().kid).toBe(next);
+  now += 10 * DAY - 1;
+  expect(ring.jwks().keys).toHaveLength(2);
+  now += 1;
+  expect(ring.jwks().keys.map((key) => key.kid)).toEqual([next]);
+  await ring.close();
 });
 
 describe('the master key file', () => {

@@ -2,8 +2,9 @@
  * Signing keys: one for desired state, a rotating line of them for Sigils. Private halves rest in the database sealed
  * by the master key (JWE, RFC 7516, `dir` with A256GCM), so that a copy of the database alone signs nothing.
  *
- * The state key is pinned by every node at enrollment and therefore never rotates by itself. A Sigil key retires when
- * the next one begins to sign, and stays in the JWKS until the last Sigil it can have signed has expired.
+ * The state key is pinned by every node at enrollment and therefore never rotates by itself. A Sigil key is published
+ * a while before it signs, so that every verifier's copy of the JWKS has it by then; it retires when the next one begins
+ * to sign, and stays in the JWKS until the last Sigil it can have signed has expired.
  */
 import { randomBytes } from 'node:crypto';
 import { KatafractError } from '@katafract/shared/errors';
@@ -41,13 +42,18 @@ export interface Keyring {
   /** Every Sigil key that still verifies, newest first, for /.well-known/jwks.json. */
   jwks(): JSONWebKeySet;
   /**
-   * Makes the next Sigil key, if the present one is at least `minAgeMs` old; the old one verifies `overlapMs` longer.
+   * Makes the next Sigil key, if the present one is at least `minAgeMs` old. It is published at once and signs after
+   * `leadMs`; until then the old one does, which verifies for `overlapMs` longer.
    * @param record runs in the same transaction, with the ids of both
    */
   rotateSigil(
     now: number,
     overlapMs: number,
-    options?: { minAgeMs?: number; record?: (tx: Tx, kids: { from: string; to: string }) => Promise<void> },
+    options?: {
+      minAgeMs?: number;
+      leadMs?: number;
+      record?: (tx: Tx, kids: { from: string; to: string }) => Promise<void>;
+    },
   ): Promise<boolean>;
   /** Reads the keys anew, as after another controller has rotated them. */
   reload(): Promise<void>;
@@ -63,7 +69,9 @@ type Use = 'state' | 'sigil';
 interface Loaded extends SigningKey {
   readonly use: Use;
   readonly createdAt: number;
-  readonly retired: boolean;
+  /** From when on it signs no more, and no longer verifies; Infinity where that is not known yet. */
+  readonly retiresAt: number;
+  readonly expiresAt: number;
 }
 
 /**
@@ -103,9 +111,8 @@ async function openKey(row: Row, masterKey: Uint8Array): Promise<Loaded> {
     const ids = [protectedHeader.kid, thumbprint, await calculateJwkThumbprint(row.publicJwk)];
     if (!ids.every((id) => id === row.kid)) throw new Error('the row and its sealed key disagree');
     const privateKey = (await importJWK(jwk, 'EdDSA', { extractable: false })) as CryptoKey;
-    const { kid, use, publicJwk: open, createdAt, retiredAt } = row;
-    const retired = retiredAt !== null;
-    return { kid, use, privateKey, publicJwk: open, thumbprint, createdAt: createdAt.getTime(), retired };
+    const { kid, use, publicJwk: open } = row;
+    return { kid, use, privateKey, publicJwk: open, thumbprint, ...timesOf(row) };
   } catch (cause) {
     throw new KatafractError(
       'master_key_wrong',
@@ -113,6 +120,11 @@ async function openKey(row: Row, masterKey: Uint8Array): Promise<Loaded> {
       { cause },
     );
   }
+}
+
+function timesOf({ createdAt, retiredAt, expiresAt }: Row) {
+  const at = (date: Date | null) => date?.getTime() ?? Number.POSITIVE_INFINITY;
+  return { createdAt: createdAt.getTime(), retiresAt: at(retiredAt), expiresAt: at(expiresAt) };
 }
 
 /** Keys of a use that may still verify at `now`, newest first. */
@@ -165,8 +177,16 @@ class DatabaseKeyring implements Keyring {
     this.#now = now;
   }
 
+  /** Those that verify now, newest first. */
+  #live(use: Use): Loaded[] {
+    const now = this.#now();
+    return this.#keys.filter((key) => key.use === use && key.expiresAt > now);
+  }
+
+  /** The oldest that has not retired: the next one waits for its turn. */
   #signer(use: Use): Loaded {
-    const key = this.#keys.find((candidate) => candidate.use === use && !candidate.retired);
+    const now = this.#now();
+    const key = this.#live(use).findLast((candidate) => candidate.retiresAt > now);
     if (!key) throw new KatafractError('signing_key_missing', `there is no ${use} key`);
     return key;
   }
@@ -180,12 +200,13 @@ class DatabaseKeyring implements Keyring {
   }
 
   sigilByKid(kid: string): SigningKey | undefined {
-    return this.#keys.find((key) => key.use === 'sigil' && key.kid === kid);
+    return this.#live('sigil').find((key) => key.kid === kid);
   }
 
   jwks(): JSONWebKeySet {
-    const keys = this.#keys.filter((key) => key.use === 'sigil');
-    return { keys: keys.map((key) => ({ ...key.publicJwk, kid: key.kid, alg: 'EdDSA', use: 'sig' })) };
+    return {
+      keys: this.#live('sigil').map((key) => ({ ...key.publicJwk, kid: key.kid, alg: 'EdDSA', use: 'sig' })),
+    };
   }
 
   async reload(): Promise<void> {
@@ -194,7 +215,7 @@ class DatabaseKeyring implements Keyring {
     this.#keys = await Promise.all(
       rows.map(async (row) => {
         const key = known.get(row.kid);
-        return key ? { ...key, retired: row.retiredAt !== null } : await openKey(row, this.#masterKey);
+        return key ? { ...key, ...timesOf(row) } : await openKey(row, this.#masterKey);
       }),
     );
   }
@@ -202,7 +223,7 @@ class DatabaseKeyring implements Keyring {
   async rotateSigil(
     now: number,
     overlapMs: number,
-    { minAgeMs = 0, record }: Parameters<Keyring['rotateSigil']>[2] = {},
+    { minAgeMs = 0, leadMs = 0, record }: Parameters<Keyring['rotateSigil']>[2] = {},
   ): Promise<boolean> {
     const next = await makeKey('sigil', this.#masterKey, now);
     const rotated = await this.#db.transaction(async (tx) => {
@@ -211,7 +232,7 @@ class DatabaseKeyring implements Keyring {
       if (present.some((row) => now - row.createdAt.getTime() < minAgeMs)) return false;
       await tx.orm
         .update(signingKeys)
-        .set({ retiredAt: new Date(now), expiresAt: new Date(now + overlapMs) })
+        .set({ retiredAt: new Date(now + leadMs), expiresAt: new Date(now + leadMs + overlapMs) })
         .where(and(eq(signingKeys.use, 'sigil'), isNull(signingKeys.retiredAt)));
       await tx.orm.insert(signingKeys).values(next);
       await record?.(tx, { from: present[0]?.kid ?? '', to: next.kid });

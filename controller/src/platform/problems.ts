@@ -1,4 +1,5 @@
 /** The one edge where failures become HTTP: every error leaves as a problem document (RFC 9457) with a stable code. */
+import { PROOF_ALGS } from '@katafract/shared/dpop';
 import { KatafractError } from '@katafract/shared/errors';
 import { PROBLEM_TYPE, type Problem } from '@katafract/shared/problem';
 import { HTTPException } from 'hono/http-exception';
@@ -62,6 +63,15 @@ export function problemOf(error: KatafractError): Problem {
   };
 }
 
+/** How to authenticate (RFC 9110 11.6.1): by a bearer token (RFC 6750 3), or by one with a proof (RFC 9449 7.1). */
+function challenge(path: string, code: string): string {
+  const wrong = code.startsWith('dpop_') ? 'invalid_dpop_proof' : 'invalid_token';
+  const error = code === 'unauthorized' || code === 'dpop_required' ? '' : `, error="${wrong}"`;
+  const bearer = 'Bearer realm="katafract"';
+  if (/^\/v1\/(?:admin|nodes)\//.test(path)) return bearer;
+  return `${bearer}, DPoP realm="katafract", algs="${PROOF_ALGS.join(' ')}"${error}`;
+}
+
 export interface ProblemDeps {
   readonly log: Logger;
   readonly metrics: Metrics;
@@ -77,7 +87,7 @@ export function problemResponse(c: ApiContext, failure: unknown, deps: ProblemDe
     if (error.status === 500) deps.log.error(fields, 'a request failed');
     else deps.log.debug(fields, 'a request could not be served');
   }
-  if (error.status === 401) c.header('WWW-Authenticate', 'Bearer realm="katafract"');
+  if (error.status === 401) c.header('WWW-Authenticate', challenge(c.req.path, error.code));
   if (error.retryAfter !== undefined) c.header('Retry-After', String(Math.ceil(error.retryAfter)));
   c.header('Cache-Control', 'no-store');
   c.header('Content-Type', PROBLEM_TYPE);

@@ -19,7 +19,7 @@ import type { Database } from '../platform/db.ts';
 import type { Keyring } from '../platform/keyring.ts';
 import { sha256 } from '../platform/secrets.ts';
 import type { Store } from '../platform/store.ts';
-import { admit, type SigilState } from './rules.ts';
+import { admit, exchangeable, type SigilState } from './rules.ts';
 import { sigilLookup } from './store.ts';
 
 export interface AdmissionDeps {
@@ -63,18 +63,16 @@ export class Admission {
   }
 
   /**
-   * The Sigil that is to be exchanged for a fresh one: it may have expired, but must be bound and not revoked. What
-   * became of its subscription is for the issuer to see.
+   * Whose Sigil is to be exchanged for a fresh one: it may have expired, but must be bound and not revoked. What became
+   * of its subscription is for the issuer to see.
    * @throws KatafractError as `authenticate`
    */
-  async present(request: SigilRequest): Promise<SigilState> {
+  async presented(request: SigilRequest): Promise<SigilIdentity & { device: Jkt }> {
     const { issuer, keyring } = this.#deps;
-    const { state } = await this.#check(request, (token) =>
+    const { state, now } = await this.#check(request, (token) =>
       verifySigil(token, keyring.jwks(), { issuer, now: this.#deps.clock.now(), expired: 'allow' }),
     );
-    if (!state) throw refused('sigil_invalid', 'the Sigil is not valid');
-    if (state.revoked) throw refused('sigil_revoked', 'the Sigil was revoked');
-    return state;
+    return exchangeable(state, now);
   }
 
   /**

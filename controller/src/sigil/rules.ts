@@ -70,6 +70,19 @@ export function admit(state: SigilState | null, now: number): SigilIdentity {
   return { sigilId, subscriptionId, expiresAt, device, tier: state.subscription.tier };
 }
 
+/**
+ * Whether a Sigil with a good signature, though it may have expired, can be exchanged for a fresh one.
+ * @throws KatafractError (401) `sigil_invalid`, `sigil_revoked`, `sigil_unbound`; `sigil_expired` after REFRESH_MS
+ */
+export function exchangeable(state: SigilState | null, now: number): SigilIdentity & { device: Jkt } {
+  if (!state) throw refuse(401, 'sigil_invalid', 'the Sigil is not valid');
+  const { sigilId, subscriptionId, expiresAt, device, revoked, subscription } = state;
+  if (revoked) throw refuse(401, 'sigil_revoked', 'the Sigil was revoked');
+  if (device === null) throw refuse(401, 'sigil_unbound', 'the Sigil is bound to no device');
+  if (expiresAt + REFRESH_MS <= now) throw refuse(401, 'sigil_expired', 'the Sigil expired too long ago');
+  return { sigilId, subscriptionId, expiresAt, device, tier: subscription.tier };
+}
+
 /** For how long after its end a Sigil may still be exchanged for a fresh one; then the device claims again. */
 export const REFRESH_MS = 30 * DAY;
 /** How long those a device has exchanged are kept: a revocation must find those that may still be in use. */

@@ -34,7 +34,6 @@ const deps = (): SigilDeps => ({
   boundMs: HOUR,
   maxDays: 400,
   rotateDays: 90,
-  lapseGraceMs: HOUR,
   onEnded: async (_tx: Tx, id: string) => {
     if (failHook) throw new Error('the exits cannot be told');
     ended.push(id);
@@ -144,25 +143,6 @@ describe('a subscription', () => {
       'subscription.created',
       'subscription.changed',
     ]);
-  });
-
-  it('lapses once, a grace after it ran out, unless it was renewed', async () => {
-    const { subscription } = await mint({ expiresAt: now + HOUR });
-    const renewed = await mint({ expiresAt: now + HOUR });
-    await mint({ subscription: renewed.subscription, expiresAt: now + DAY });
-    now += 2 * HOUR - 1000;
-    await sigils.endLapsed();
-    expect(ended).not.toContain(subscription);
-    now += 1000;
-    await sigils.endLapsed();
-    await sigils.endLapsed();
-    expect(ended.filter((id) => id === subscription)).toHaveLength(1);
-    expect(announced).toContain(subscription);
-    expect(ended).not.toContain(renewed.subscription);
-    await mint({ subscription, expiresAt: now + HOUR });
-    now += 2 * HOUR;
-    await sigils.endLapsed();
-    expect(ended.filter((id) => id === subscription)).toHaveLength(2);
   });
 });
 

@@ -3,47 +3,30 @@
  * an operator mints lives long and is for whoever bears it, unless it names a device; one that an app claims is bound
  * to a device, lives for minutes, and is exchanged for the next one by a proof of that device.
  */
-import { randomUUID } from 'node:crypto';
-import type { BoundDevice, IssuedSigil } from '@katafract/shared/api';
-import type { Clock } from '@katafract/shared/clock';
+import type { BoundDevice, IssuedSigil, UnboundDevice } from '@katafract/shared/api';
 import type { Jkt } from '@katafract/shared/dpop';
 import { KatafractError } from '@katafract/shared/errors';
-import { type SigilRequest, TIERS, type Tier } from '@katafract/shared/sigil';
-import type { Audit, AuditEntry } from '../audit/audit.ts';
+import type { SigilRequest, Tier } from '@katafract/shared/sigil';
 import type { SigilIdentity } from '../platform/api.ts';
-import { type AfterCommit, type Database, type Tx, uniqueViolation } from '../platform/db.ts';
-import type { Keyring } from '../platform/keyring.ts';
+import { type AfterCommit, type Tx, uniqueViolation } from '../platform/db.ts';
 import { sha256 } from '../platform/secrets.ts';
 import { Admission, type AdmissionDeps, type ProofCheck } from './admission.ts';
-import { boundExpiry, checkExpiry, EXCHANGED_MS, mayBind, renew } from './rules.ts';
+import { bind, type DeviceDeps, type DeviceOf, issueBound, shutOut, unbind } from './devices.ts';
+import { checkExpiry, REFRESH_MS } from './rules.ts';
 import { issueSigil, signSigil } from './sign.ts';
 import * as store from './store.ts';
+import * as subscriptions from './subscriptions.ts';
 
-export type { SigilRow } from './store.ts';
+export type { DeviceOf } from './devices.ts';
+export type { DeviceRow, SigilRow } from './store.ts';
 
-export interface SigilDeps extends AdmissionDeps {
-  readonly db: Database;
-  readonly clock: Clock;
-  readonly keyring: Keyring;
-  readonly audit: Audit;
-  /** The life of a Sigil that is bound to a device, in ms. */
-  readonly boundMs: number;
+export interface SigilDeps extends AdmissionDeps, DeviceDeps {
   /** The longest life of a Sigil that an operator mints, in days. */
   readonly maxDays: number;
   /** Age at which the signing key is replaced, in days. */
   readonly rotateDays: number;
-  /** How long after its expiry a subscription keeps its peers, in ms: a renewal may be a little late. */
-  readonly lapseGraceMs: number;
   /** Removes what a subscription holds, in the transaction that ends it. */
   readonly onEnded: (tx: Tx, subscriptionId: string) => Promise<AfterCommit>;
-  /** Removes what one device of a subscription holds, in the transaction that ends it. */
-  readonly onUnbound: (tx: Tx, subscriptionId: string, jkt: Jkt) => Promise<AfterCommit>;
-}
-
-/** A device of a subscription. */
-export interface DeviceOf {
-  readonly subscriptionId: string;
-  readonly jkt: Jkt;
 }
 
 export interface MintRequest {
@@ -64,6 +47,8 @@ export interface Minted {
 }
 
 const DAY_MS = 86_400_000;
+/** How long a key is published before it signs: many times what a verifier may keep the JWKS for (see http.ts). */
+const PUBLISH_MS = 3_600_000;
 
 const conflict = (code: string, message: string) => new KatafractError(code, message, { status: 409 });
 const unknown = (code: string, message: string) => new KatafractError(code, message, { status: 404 });
@@ -97,55 +82,55 @@ export class Sigils {
    * A fresh Sigil for a device of a subscription, which is bound where it is not yet. Asked again for the same device
    * it gives another Sigil and binds nothing.
    * @param actor for the audit log
-   * @throws KatafractError `subscription_unknown` (404), `subscription_revoked`, `subscription_over`, `device_limit`
-   * (409), `device_revoked` (403)
+   * @throws KatafractError of issueBound
    */
   issue(to: DeviceOf, actor: string): Promise<IssuedSigil> {
     return this.#deps.db.transaction((tx) => this.issueIn(tx, to, actor));
   }
 
   /** The same in a transaction of the caller's. */
-  async issueIn(tx: Tx, to: DeviceOf, actor: string): Promise<IssuedSigil> {
-    const { id, ...issued } = await this.#issue(tx, to, actor);
-    const detail = { subscription: to.subscriptionId, tier: issued.tier, expiresAt: issued.expiresAt };
-    await this.#deps.audit.record(tx, [{ actor, action: 'sigil.issued', subject: `sigil:${id}`, detail }]);
-    return issued;
+  issueIn(tx: Tx, to: DeviceOf, actor: string): Promise<IssuedSigil> {
+    return issueBound(this.#deps, tx, to, { actor });
   }
 
-  async #issue(
-    tx: Tx,
-    { subscriptionId, jkt }: DeviceOf,
-    actor: string,
-    exchanged: string | null = null,
-  ): Promise<IssuedSigil & { id: string }> {
-    const { clock, keyring, issuer, boundMs } = this.#deps;
-    const now = clock.now();
-    const subscription = await store.lockSubscription(tx, subscriptionId);
-    if (!subscription) throw unknown('subscription_unknown', 'no such subscription');
-    const expiresAt = boundExpiry(subscription, now, boundMs);
-    const { tier } = subscription;
-    const { bound, others } = await this.#bind(tx, { subscriptionId, jkt }, tier, actor);
-    const wish = { subscriptionId, tier, issuer, device: jkt, expiresAt, others };
-    const { id, sigil } = await issueSigil(tx, keyring, now, wish);
-    await store.forgetExchanged(tx, { subscriptionId, jkt }, new Date(now - EXCHANGED_MS), exchanged);
-    const devices = { bound, limit: TIERS[tier].devices };
-    return { id, sigil, subscription: subscriptionId, tier, expiresAt: isoOf(expiresAt), devices };
+  /**
+   * Whose Sigil is to be exchanged: as `authenticate`, but it may have expired, and must be bound to a device.
+   * @throws KatafractError (401) of `verifySigilRequest`, `sigil_revoked`
+   */
+  presented(request: SigilRequest): Promise<SigilIdentity & { device: Jkt }> {
+    return this.#admission.presented(request);
   }
 
-  /** Binds a device where it is not bound yet; the caller holds the subscription's lock. */
-  async #bind(
-    tx: Tx,
-    { subscriptionId, jkt }: DeviceOf,
-    tier: Tier,
-    actor: string,
-  ): Promise<{ bound: number; others: Jkt[] }> {
-    const facts = await store.bindingFacts(tx, subscriptionId, jkt);
-    const { others } = facts;
-    if (!mayBind(facts, tier).bind) return { bound: facts.bound, others };
-    await store.insertDevice(tx, { subscriptionId, jkt, boundAt: new Date(this.#deps.clock.now()) });
-    const subject = `subscription:${subscriptionId}`;
-    await this.#deps.audit.record(tx, [{ actor, action: 'device.bound', subject, detail: { device: jkt } }]);
-    return { bound: facts.bound + 1, others };
+  /**
+   * Exchanges a Sigil for a fresh one of the same device; the old one stays good until its own end.
+   * @throws KatafractError of issueBound
+   */
+  refresh({ subscriptionId, sigilId, device }: SigilIdentity & { device: Jkt }): Promise<IssuedSigil> {
+    const to = { subscriptionId, jkt: device };
+    return this.#deps.db.transaction((tx) => issueBound(this.#deps, tx, to, { exchanged: sigilId }));
+  }
+
+  /**
+   * Lets go of a device of the bearer's subscription, its own perhaps.
+   * @throws KatafractError `device_unknown` (404), and of issueBound
+   */
+  async unbind(bearer: SigilIdentity, jkt: Jkt): Promise<UnboundDevice> {
+    const { subscriptionId, device, sigilId } = bearer;
+    const asking = { device, sigilId, actor: `subscription:${subscriptionId}` };
+    const { reissued, afterCommit } = await this.#deps.db.transaction((tx) =>
+      unbind(this.#deps, tx, { subscriptionId, jkt }, asking),
+    );
+    afterCommit();
+    return { jkt, reissued };
+  }
+
+  /**
+   * Shuts a device out of its subscription for good, with its Sigils and its peers. Repeating it changes nothing.
+   * @throws KatafractError `subscription_unknown`, `device_unknown` (404)
+   */
+  async revokeDevice(device: DeviceOf, actor: string): Promise<void> {
+    const afterCommit = await this.#deps.db.transaction((tx) => shutOut(this.#deps, tx, device, actor));
+    afterCommit();
   }
 
   /**
@@ -158,7 +143,7 @@ export class Sigils {
     { tier, expiresAt }: { tier: Tier; expiresAt: number },
     actor = 'system',
   ): Promise<string> {
-    const { subscriptionId, entries } = await this.#subscribe(tx, { tier, expiresAt }, actor);
+    const { subscriptionId, entries } = await subscriptions.open(tx, { tier, expiresAt }, actor);
     await this.#deps.audit.record(tx, entries);
     return subscriptionId;
   }
@@ -174,12 +159,8 @@ export class Sigils {
     next: { tier: Tier; expiresAt: number },
     actor = 'system',
   ): Promise<void> {
-    const present = await store.lockSubscription(tx, id);
-    if (!present) throw unknown('subscription_unknown', 'no such subscription');
-    if (present.revoked) throw conflict('subscription_revoked', 'the subscription was revoked');
-    await store.changeSubscription(tx, id, next);
-    if (present.tier === next.tier && present.expiresAt === next.expiresAt) return;
-    await this.#deps.audit.record(tx, [changed(id, present, next, actor)]);
+    const { entries } = await subscriptions.set(tx, id, next, actor);
+    await this.#deps.audit.record(tx, entries);
   }
 
   /**
@@ -234,57 +215,44 @@ export class Sigils {
     const now = clock.now();
     const expiresAt = checkExpiry(request.expiresAt, now, maxDays);
     const { tier, device = null } = request;
-    const { subscriptionId, entries } = await this.#subscribe(tx, { ...request, expiresAt }, actor);
+    const terms = { tier, expiresAt };
+    const { subscriptionId, entries } = await (request.subscription === undefined
+      ? subscriptions.open(tx, terms, actor)
+      : subscriptions.prolong(tx, request.subscription, terms, actor));
     const { others } =
-      device === null ? { others: [] } : await this.#bind(tx, { subscriptionId, jkt: device }, tier, actor);
+      device === null
+        ? { others: [] }
+        : await bind(this.#deps, tx, { subscriptionId, jkt: device }, tier, actor);
     const wish = { subscriptionId, tier, issuer, device, expiresAt, others, ...idempotency };
     const { id, sigil } = await issueSigil(tx, keyring, now, wish);
-    const detail = { subscription: subscriptionId, tier, expiresAt: isoOf(expiresAt) };
+    const detail = { subscription: subscriptionId, tier, expiresAt: new Date(expiresAt).toISOString() };
     await audit.record(tx, [...entries, { actor, action: 'sigil.issued', subject: `sigil:${id}`, detail }]);
     return { id, subscription: subscriptionId, sigil };
   }
 
-  /** The subscription a new Sigil is for: made, or brought up to what the Sigil says. */
-  async #subscribe(
-    tx: Tx,
-    { subscription, tier, expiresAt }: MintRequest,
-    actor: string,
-  ): Promise<{ subscriptionId: string; entries: AuditEntry[] }> {
-    const until = isoOf(expiresAt);
-    if (subscription === undefined) {
-      const id = randomUUID();
-      await store.insertSubscription(tx, { id, tier, expiresAt });
-      const subject = `subscription:${id}`;
-      const created = { actor, action: 'subscription.created', subject, detail: { tier, expiresAt: until } };
-      return { subscriptionId: id, entries: [created as AuditEntry] };
-    }
-    const present = await store.lockSubscription(tx, subscription);
-    if (!present) throw unknown('subscription_unknown', 'no such subscription');
-    const next = renew(present, { tier, expiresAt });
-    if (!next.changed) return { subscriptionId: subscription, entries: [] };
-    await store.changeSubscription(tx, subscription, next);
-    return { subscriptionId: subscription, entries: [changed(subscription, present, next, actor)] };
-  }
-
   /**
-   * Revokes one Sigil. If it was the subscription's last live one, nobody can manage its peers any more, so they go.
-   * Repeating it changes nothing.
+   * Revokes one Sigil. If it was bound to a device, every Sigil of that device ends with it, or it could be exchanged,
+   * and its peers go; the device may claim again. If it was the last of a subscription without devices, nobody can
+   * manage its peers any more, so they go. Repeating it changes nothing.
    * @throws KatafractError `sigil_unknown` (404)
    */
   async revoke(id: string, actor: string): Promise<store.SigilRow> {
-    const { clock, audit, db } = this.#deps;
+    const { clock, audit, db, onEnded, onUnbound } = this.#deps;
     const known = await store.findSigil(db, id);
     if (!known) throw unknown('sigil_unknown', 'no such Sigil');
+    const { subscriptionId, device } = known;
     await this.#ending(async (tx) => {
-      await store.lockSubscription(tx, known.subscriptionId);
-      const row = await store.findSigil(tx, id);
-      if (!row || row.revokedAt) return null;
+      await store.lockSubscription(tx, subscriptionId);
+      if ((await store.findSigil(tx, id))?.revokedAt !== null) return null;
       const now = new Date(clock.now());
-      await store.markSigilRevoked(tx, id, now);
-      const last = !(await store.hasLiveSigil(tx, row.subscriptionId, now));
-      const detail = { subscription: row.subscriptionId, last };
+      await (device === null
+        ? store.markSigilRevoked(tx, id, now)
+        : store.markDeviceSigilsRevoked(tx, subscriptionId, device, now));
+      const last = !(await store.isUsable(tx, subscriptionId, now));
+      const detail = { subscription: subscriptionId, last, ...(device === null ? {} : { device }) };
       await audit.record(tx, [{ actor, action: 'sigil.revoked', subject: `sigil:${id}`, detail }]);
-      return last ? row.subscriptionId : null;
+      if (last) return onEnded(tx, subscriptionId);
+      return device === null ? null : onUnbound(tx, subscriptionId, device);
     });
     return (await store.findSigil(db, id)) ?? known;
   }
@@ -294,39 +262,17 @@ export class Sigils {
    * @throws KatafractError `subscription_unknown` (404)
    */
   async revokeSubscription(id: string, actor: string): Promise<void> {
-    const { clock, audit } = this.#deps;
+    const { clock, audit, onEnded } = this.#deps;
     await this.#ending(async (tx) => {
-      const present = await store.lockSubscription(tx, id);
-      if (!present) throw unknown('subscription_unknown', 'no such subscription');
+      const present = await subscriptions.locked(tx, id);
       if (present.revoked) return null;
       await store.markSubscriptionRevoked(tx, id, new Date(clock.now()));
       const detail = { tier: present.tier, peers: present.peerCount };
       await audit.record(tx, [
         { actor, action: 'subscription.revoked', subject: `subscription:${id}`, detail },
       ]);
-      return id;
+      return onEnded(tx, id);
     });
-  }
-
-  /** Removes the peers of subscriptions that have run out. @returns how many subscriptions */
-  async endLapsed(): Promise<number> {
-    const { clock, audit, db, lapseGraceMs } = this.#deps;
-    const before = new Date(clock.now() - lapseGraceMs);
-    const due = await store.lapsedSubscriptions(db, before, 100);
-    for (const id of due) {
-      await this.#ending(async (tx) => {
-        const present = await store.lockSubscription(tx, id);
-        // renewed since it was listed
-        if (!present || present.revoked || present.expiresAt > before.getTime()) return null;
-        await store.markLapsed(tx, id, new Date(clock.now()));
-        const detail = { peers: present.peerCount };
-        await audit.record(tx, [
-          { actor: 'system', action: 'subscription.lapsed', subject: `subscription:${id}`, detail },
-        ]);
-        return id;
-      });
-    }
-    return due.length;
   }
 
   /** Replaces the signing key once it is old enough. The old one verifies as long as a Sigil signed by it may live. */
@@ -334,6 +280,7 @@ export class Sigils {
     const { clock, keyring, audit, maxDays, rotateDays } = this.#deps;
     return keyring.rotateSigil(clock.now(), maxDays * DAY_MS, {
       minAgeMs: rotateDays * DAY_MS,
+      leadMs: PUBLISH_MS,
       record: (tx, { from, to }) =>
         audit.record(tx, [
           { actor: 'system', action: 'signing_key.rotated', subject: `signing_key:${to}`, detail: { from } },
@@ -341,13 +288,16 @@ export class Sigils {
     });
   }
 
-  /** Runs a transaction that may end a subscription, and tells the exits once that is committed. */
-  async #ending(work: (tx: Tx) => Promise<string | null>): Promise<void> {
-    const afterCommit = await this.#deps.db.transaction(async (tx): Promise<AfterCommit> => {
-      const ended = await work(tx);
-      return ended === null ? () => undefined : this.#deps.onEnded(tx, ended);
-    });
-    afterCommit();
+  /** Runs a transaction that may end something, and tells the exits once that is committed. */
+  async #ending(work: (tx: Tx) => Promise<AfterCommit | null>): Promise<void> {
+    const afterCommit = await this.#deps.db.transaction(work);
+    afterCommit?.();
+  }
+
+  /** Forgets Sigils that can neither be used nor exchanged any more. @returns how many */
+  forgetExpired(): Promise<number> {
+    const { db, clock } = this.#deps;
+    return store.forgetSigils(db, new Date(clock.now() - REFRESH_MS), 10_000);
   }
 
   /** Newest first; one more than `limit` where there is another page. */
@@ -365,16 +315,12 @@ export class Sigils {
     }));
   }
 
+  /** Every device there was, by thumbprint; one more than `limit` where there is another page. */
+  devices(subscriptionId: string, at: Parameters<typeof store.pageDevices>[2]): Promise<store.DeviceRow[]> {
+    return store.pageDevices(this.#deps.db, subscriptionId, at);
+  }
+
   devicesUsed(subscriptionId: string): Promise<number> {
     return store.countPeers(this.#deps.db, subscriptionId);
   }
-}
-
-const isoOf = (ms: number) => new Date(ms).toISOString();
-
-type Terms = { tier: Tier; expiresAt: number };
-function changed(id: string, from: Terms, to: Terms, actor: string): AuditEntry {
-  const shown = ({ tier, expiresAt }: Terms) => ({ tier, expiresAt: isoOf(expiresAt) });
-  const detail = { from: shown(from), to: shown(to) };
-  return { actor, action: 'subscription.changed', subject: `subscription:${id}`, detail };
 }

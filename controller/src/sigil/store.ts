@@ -1,12 +1,13 @@
 /** SQL of subscriptions and Sigils. */
 import type { Jkt } from '@katafract/shared/dpop';
 import { BINDINGS_NAMED, type Tier } from '@katafract/shared/sigil';
-import { and, desc, eq, gt, isNull, lt, lte, ne } from 'drizzle-orm';
+import { and, desc, eq, isNull, lt, ne, sql } from 'drizzle-orm';
 import type { Database, Tx } from '../platform/db.ts';
 import type { BindingFacts, SigilState, SubscriptionState } from './rules.ts';
 import { devices, sigils, subscriptions } from './tables.ts';
 
 export type SigilRow = typeof sigils.$inferSelect;
+export type DeviceRow = typeof devices.$inferSelect;
 
 const stateOf = (row: { tier: Tier; expiresAt: Date; revokedAt: Date | null }): SubscriptionState => ({
   tier: row.tier,
@@ -129,16 +130,13 @@ export async function markSigilRevoked({ orm }: Tx, id: string, at: Date): Promi
   await orm.update(sigils).set({ revokedAt: at }).where(eq(sigils.id, id));
 }
 
-/** Whether a subscription has a Sigil that is neither revoked nor expired. */
-export async function hasLiveSigil({ orm }: Tx, subscriptionId: string, now: Date): Promise<boolean> {
-  const rows = await orm
-    .select({ id: sigils.id })
-    .from(sigils)
-    .where(
-      and(eq(sigils.subscriptionId, subscriptionId), isNull(sigils.revokedAt), gt(sigils.expiresAt, now)),
-    )
-    .limit(1);
-  return rows.length > 0;
+/** Whether somebody can still act for a subscription: by a live Sigil for its bearer, or as a device that may claim. */
+export async function isUsable({ sql }: Tx, subscriptionId: string, now: Date): Promise<boolean> {
+  const [row] = await sql<{ usable: boolean }[]>`
+    select exists (select from sigils where subscription_id = ${subscriptionId} and device is null
+                   and revoked_at is null and expires_at > ${now})
+        or exists (select from devices where subscription_id = ${subscriptionId} and revoked_at is null) as usable`;
+  return row?.usable ?? false;
 }
 
 /** Newest first; one more than `limit`. */
@@ -157,31 +155,6 @@ export function listSigils(
     )
     .orderBy(desc(sigils.id))
     .limit(filter.limit + 1);
-}
-
-/** Subscriptions that ran out before `before` and were not dealt with yet, oldest first. */
-export async function lapsedSubscriptions(
-  { orm }: Pick<Tx, 'orm'>,
-  before: Date,
-  limit: number,
-): Promise<string[]> {
-  const rows = await orm
-    .select({ id: subscriptions.id })
-    .from(subscriptions)
-    .where(
-      and(
-        lte(subscriptions.expiresAt, before),
-        isNull(subscriptions.lapsedAt),
-        isNull(subscriptions.revokedAt),
-      ),
-    )
-    .orderBy(subscriptions.expiresAt)
-    .limit(limit);
-  return rows.map((row) => row.id);
-}
-
-export async function markLapsed({ orm }: Tx, id: string, at: Date): Promise<void> {
-  await orm.update(subscriptions).set({ lapsedAt: at }).where(eq(subscriptions.id, id));
 }
 
 export async function countPeers({ sql }: Pick<Tx, 'sql'>, subscriptionId: string): Promise<number> {
@@ -272,7 +245,8 @@ export async function forgetExchanged(
 /** Forgets Sigils that ended before `before`, some at a time. @returns how many */
 export async function forgetSigils({ sql }: Pick<Tx, 'sql'>, before: Date, limit: number): Promise<number> {
   const rows = await sql`
-    delete from sigils where id in (select id from sigils where expires_at < ${before} limit ${limit}) returning 1`;
+    delete from sigils where id in (
+      select id from sigils where expires_at < ${before} limit ${limit} for update skip locked) returning 1`;
   return rows.length;
 }
 
@@ -281,11 +255,31 @@ export function listDevices(
   { orm }: Pick<Tx, 'orm'>,
   subscriptionId: string,
   limit: number,
-): Promise<(typeof devices.$inferSelect)[]> {
+): Promise<DeviceRow[]> {
   return orm
     .select()
     .from(devices)
     .where(and(eq(devices.subscriptionId, subscriptionId), isNull(devices.revokedAt)))
     .orderBy(desc(devices.boundAt), devices.jkt)
     .limit(limit);
+}
+
+/** Every device, also those shut out, in order of thumbprint; one more than `limit`. */
+export function pageDevices(
+  { orm }: Pick<Tx, 'orm'>,
+  subscriptionId: string,
+  page: { after?: string | undefined; limit: number },
+): Promise<DeviceRow[]> {
+  const { after, limit } = page;
+  return orm
+    .select()
+    .from(devices)
+    .where(
+      and(
+        eq(devices.subscriptionId, subscriptionId),
+        after === undefined ? undefined : sql`${devices.jkt} > ${after}`,
+      ),
+    )
+    .orderBy(devices.jkt)
+    .limit(limit + 1);
 }
