@@ -44,6 +44,18 @@ for (const [name, open] of [
       expect(await store.get('brief')).toBeNull();
       expect(await store.get('never')).toBeNull();
     });
+
+    it('takes a name once, whoever is first of many, until it expires', async () => {
+      const asked = await Promise.all(Array.from({ length: 20 }, () => store.once('proof', 60_000)));
+      expect(asked.filter(Boolean)).toHaveLength(1);
+      expect(await store.once('proof', 60_000)).toBe(false);
+      expect(await store.once('another', 40)).toBe(true);
+      expect(await store.once('another', 40)).toBe(false);
+      await pause(80);
+      expect(await store.once('another', 40)).toBe(true);
+      // a name apart from the counters and values
+      expect((await store.hit('proof', 60_000)).count).toBe(1);
+    });
   });
 }
 
@@ -62,17 +74,24 @@ it('goes on in the process, and counts that, while Redis is away', async () => {
     return (await failures()) === before;
   });
   await store.hit('k', 60_000);
+  expect(await store.once('seen', 60_000)).toBe(true);
   await redis.kill();
   const before = await failures();
   expect((await store.hit('k', 60_000)).count, 'another count, but an answer').toBe(1);
   expect((await store.hit('k', 60_000)).count).toBe(2);
   expect(await failures()).toBe(before + 2);
+  // what this process let pass it refuses, whether Redis is away or has forgotten it
+  expect(await store.once('seen', 60_000)).toBe(false);
+  expect(await store.once('meanwhile', 60_000)).toBe(true);
+  expect(await failures()).toBe(before + 3);
   await redis.start();
   await waitFor('Redis again', async () => {
     const before = await failures();
     await store.hit('k', 60_000);
     return (await failures()) === before;
   });
+  expect(await store.once('seen', 60_000)).toBe(false);
+  expect(await store.once('meanwhile', 60_000)).toBe(false);
   await store.close();
 });
 
@@ -81,4 +100,14 @@ it('forgets the oldest keys rather than fill the memory', async () => {
   for (let at = 0; at < 100_050; at++) await store.hit(`key ${at}`, 60_000);
   expect((await store.hit('key 100049', 60_000)).count).toBe(2);
   expect((await store.hit('key 0', 60_000)).count).toBe(1);
+});
+
+it('refuses to take more names rather than forget one before its time', async () => {
+  let now = 0;
+  const store = memoryStore(() => now, 3);
+  for (const name of ['a', 'b', 'c']) expect(await store.once(name, 1000)).toBe(true);
+  await expect(store.once('d', 1000)).rejects.toMatchObject({ code: 'replay_cache_full', status: 503 });
+  expect(await store.once('a', 1000)).toBe(false);
+  now = 1000;
+  expect(await store.once('d', 1000)).toBe(true);
 });
