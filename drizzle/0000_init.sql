@@ -175,6 +175,17 @@ CREATE TABLE "resting_addresses" (
 	"released_at" timestamp with time zone NOT NULL
 );
 --> statement-breakpoint
+CREATE TABLE "suspended_peers" (
+	"id" uuid PRIMARY KEY NOT NULL,
+	"subscription_id" uuid NOT NULL,
+	"public_key" text NOT NULL,
+	"address_index" integer NOT NULL,
+	"region_id" text NOT NULL,
+	"device" text,
+	"created_at" timestamp with time zone NOT NULL,
+	"suspended_at" timestamp with time zone NOT NULL
+);
+--> statement-breakpoint
 CREATE TABLE "signing_keys" (
 	"kid" text PRIMARY KEY NOT NULL,
 	"use" text NOT NULL,
@@ -229,6 +240,8 @@ ALTER TABLE "nodes" ADD CONSTRAINT "nodes_region_id_regions_id_fk" FOREIGN KEY (
 ALTER TABLE "placements" ADD CONSTRAINT "placements_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "peers" ADD CONSTRAINT "peers_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "peers" ADD CONSTRAINT "peers_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "suspended_peers" ADD CONSTRAINT "suspended_peers_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "suspended_peers" ADD CONSTRAINT "suspended_peers_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "devices" ADD CONSTRAINT "devices_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "sigils" ADD CONSTRAINT "sigils_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 CREATE INDEX "audit_log_subject" ON "audit_log" USING btree ("subject","id");--> statement-breakpoint
@@ -246,6 +259,7 @@ CREATE INDEX "placements_release" ON "placements" USING btree ("release_at") WHE
 CREATE INDEX "idempotency_keys_created" ON "idempotency_keys" USING btree ("created_at");--> statement-breakpoint
 CREATE INDEX "peers_subscription" ON "peers" USING btree ("subscription_id","id");--> statement-breakpoint
 CREATE INDEX "resting_addresses_released" ON "resting_addresses" USING btree ("released_at");--> statement-breakpoint
+CREATE INDEX "suspended_peers_subscription" ON "suspended_peers" USING btree ("subscription_id","id");--> statement-breakpoint
 CREATE INDEX "signing_keys_use" ON "signing_keys" USING btree ("use");--> statement-breakpoint
 CREATE INDEX "sigils_subscription" ON "sigils" USING btree ("subscription_id","device");--> statement-breakpoint
 CREATE INDEX "sigils_expiry" ON "sigils" USING btree ("expires_at");--> statement-breakpoint

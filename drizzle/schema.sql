@@ -235,6 +235,20 @@ create table subscriptions (
   constraint subscriptions_pkey PRIMARY KEY (id)
 );
 
+create table suspended_peers (
+  id uuid not null,
+  subscription_id uuid not null,
+  public_key text not null,
+  address_index integer not null,
+  region_id text not null,
+  device text,
+  created_at timestamp with time zone not null,
+  suspended_at timestamp with time zone not null,
+  constraint suspended_peers_pkey PRIMARY KEY (id),
+  constraint suspended_peers_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id),
+  constraint suspended_peers_subscription_id_subscriptions_id_fk FOREIGN KEY (subscription_id) REFERENCES subscriptions(id)
+);
+
 create table vouchers (
   code_hash text not null,
   id uuid not null,
@@ -267,3 +281,4 @@ CREATE INDEX store_messages_handled ON public.store_messages USING btree (handle
 CREATE INDEX store_messages_waiting ON public.store_messages USING btree (store, reference) WHERE (handled_at IS NULL);
 CREATE INDEX store_reads_due ON public.store_reads USING btree (store, background, due_at);
 CREATE INDEX subscriptions_lapsing ON public.subscriptions USING btree (expires_at) WHERE ((lapsed_at IS NULL) AND (revoked_at IS NULL));
+CREATE INDEX suspended_peers_subscription ON public.suspended_peers USING btree (subscription_id, id);

@@ -8,29 +8,10 @@ import { addressPlan } from '@katafract/shared/addresses';
 import { KatafractError } from '@katafract/shared/errors';
 import { Cidr4, Cidr6 } from '@katafract/shared/units';
 import { z } from 'zod';
+import { STORE_VARIABLES, storeContradictions, storesConfig } from './config-stores.ts';
 import { LOG_LEVELS } from './platform/log.ts';
 import type { Listen } from './platform/server.ts';
-
-interface Variable<S extends z.ZodType = z.ZodType> {
-  readonly schema: S;
-  /** As it would be written in the environment; a function of the machine where it depends on that. */
-  readonly fallback?: string | ((root: boolean) => string);
-  /** What the table shows instead of the fallback. */
-  readonly shown?: string;
-  readonly meaning: string;
-}
-
-const variable = <S extends z.ZodType>(
-  schema: S,
-  meaning: string,
-  fallback?: Variable['fallback'],
-  shown?: string,
-): Variable<S> => ({
-  schema,
-  meaning,
-  ...(fallback === undefined ? {} : { fallback }),
-  ...(shown === undefined ? {} : { shown }),
-});
+import { list, path, url, type Variable, variable, webUrl, whole } from './platform/variables.ts';
 
 const listen = z
   .string()
@@ -40,22 +21,6 @@ const listen = z
     return { host: text.slice(0, at).replace(/^\[|\]$/g, ''), port: Number(text.slice(at + 1)) };
   })
   .refine(({ port }) => port <= 65535, 'a port is at most 65535');
-const whole = (min: number, max: number) =>
-  z
-    .string()
-    .regex(/^\d{1,15}$/, 'a whole number')
-    .transform(Number)
-    .pipe(z.number().min(min).max(max));
-const url = (...protocols: string[]) =>
-  z.string().refine(
-    (text) => {
-      const parsed = URL.canParse(text) ? new URL(text) : null;
-      return parsed !== null && protocols.includes(parsed.protocol);
-    },
-    `a URL of ${protocols.map((protocol) => `${protocol}//`).join(' or ')}`,
-  );
-const path = z.string().min(1);
-const webUrl = url('http:', 'https:').transform((text) => text.replace(/\/+$/, ''));
 const brokerUrl = url('mqtt:', 'mqtts:');
 
 const VARIABLES = {
@@ -96,7 +61,7 @@ const VARIABLES = {
     'http:// and KATAFRACT_MESH_LISTEN, else KATAFRACT_PUBLIC_URL',
   ),
   KATAFRACT_TRUSTED_PROXIES: variable(
-    z.string().transform((text) => text.split(',').map((part) => part.trim())),
+    list,
     'Addresses or prefixes, by comma, of proxies whose X-Forwarded-For is believed',
   ),
   KATAFRACT_MQTT_LISTEN: variable(listen, 'Where the embedded broker listens', '127.0.0.1:1883'),
@@ -172,6 +137,7 @@ const VARIABLES = {
     'Requests without a valid token that an address may make; 0 for no limit',
     '120',
   ),
+  ...STORE_VARIABLES,
   KATAFRACT_SHUTDOWN_SECONDS: variable(
     whole(1, 600),
     'How long requests under way may take to finish at shutdown',
@@ -213,7 +179,8 @@ export function loadConfig(
     // the value is not repeated: it may be a URL with a password in it
     else errors.push(...result.error.issues.map((issue) => `${name}: ${issue.message}`));
   }
-  errors.push(...contradictions(parsed as Parsed));
+  const wrong = new Set(errors.map((error) => error.split(':')[0] ?? ''));
+  errors.push(...contradictions(parsed as Parsed), ...storeContradictions(parsed as Parsed, wrong));
   if (errors.length > 0)
     throw new KatafractError('config_invalid', `the configuration is not valid: ${errors.join('; ')}`, {
       detail: { errors },
@@ -300,6 +267,8 @@ function assemble(set: Required<Parsed>, maybe: Parsed) {
       subscriptionPerMinute: set.KATAFRACT_RATE_LIMIT_PER_MINUTE,
       anonymousPerMinute: set.KATAFRACT_ANONYMOUS_LIMIT_PER_MINUTE,
     },
+    /** Each null where it is off. */
+    stores: storesConfig(set, maybe),
     shutdownMs: set.KATAFRACT_SHUTDOWN_SECONDS * 1000,
     logLevel: set.LOG_LEVEL,
   };

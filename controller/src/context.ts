@@ -6,6 +6,7 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Clock, systemClock } from '@katafract/shared/clock';
 import { type Audit, createAudit } from './audit/audit.ts';
+import { Billing, configuredStores } from './billing/billing.ts';
 import type { Config } from './config.ts';
 import {
   type Bus,
@@ -15,7 +16,7 @@ import {
   Fleet,
   identityOf,
 } from './fleet/fleet.ts';
-import { createJobs, JOBS_LEASE, type Jobs, jobTable } from './jobs.ts';
+import { BILLING_ENDS, createJobs, JOBS_LEASE, type Jobs, jobTable } from './jobs.ts';
 import { createOperators, type Operators, readOperatorToken } from './operators/operators.ts';
 import { Peers } from './peers/peers.ts';
 import { type Database, openDatabase } from './platform/db.ts';
@@ -49,6 +50,7 @@ export interface Context {
   readonly enrollment: EnrollmentDeps;
   readonly peers: Peers;
   readonly sigils: Sigils;
+  readonly billing: Billing;
   readonly jobs: Jobs;
   /** Keys the hashes of client addresses in the store. */
   readonly limitSecret: Uint8Array;
@@ -131,17 +133,32 @@ async function build(
     boundMs: config.sigilMs,
     maxDays: config.sigilMaxDays,
     rotateDays: config.sigilRotateDays,
-    lapseGraceMs: config.lapseGraceMs,
     onEnded: (tx, subscriptionId) => peers.removeOfSubscription(tx, subscriptionId),
     onUnbound: (tx, subscriptionId, jkt) => peers.removeOfDevice(tx, subscriptionId, jkt),
+  });
+  const builders = await configuredStores(config.stores);
+  const billing = new Billing({
+    db,
+    clock,
+    log,
+    metrics,
+    audit,
+    sigils,
+    peers,
+    stores: (deps) => builders.map((build) => build(deps)),
+    lapseGraceMs: config.lapseGraceMs,
+    seedSecret: masterKey,
   });
   await peers.start();
   onClose('fleet', () => fleet.stop());
   await fleet.start();
   onClose('peers', () => peers.drain());
   const lease = createLease(db, JOBS_LEASE);
-  const jobs = createJobs(jobTable({ db, sigils, peers, fleet }), { clock, lease, log, metrics });
+  const jobs = createJobs(jobTable({ db, sigils, peers, fleet, billing }), { clock, lease, log, metrics });
+  onClose('billing', () => billing.stop());
+  await billing.start(() => jobs.wake(BILLING_ENDS));
   onClose('jobs', () => jobs.stop());
+  onClose('calls to stores', () => billing.halt());
   jobs.start();
 
   const readiness = async () => ({
@@ -155,7 +172,20 @@ async function build(
     ),
     broker: bus.ready(),
   });
-  const domains = { db, keyring, store, audit, operators, bus, fleet, enrollment, peers, sigils, jobs };
+  const domains = {
+    db,
+    keyring,
+    store,
+    audit,
+    operators,
+    bus,
+    fleet,
+    enrollment,
+    peers,
+    sigils,
+    billing,
+    jobs,
+  };
   return { config, clock, log, metrics, ...domains, limitSecret: masterKey, state, readiness, close };
 }
 

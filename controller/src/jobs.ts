@@ -1,5 +1,6 @@
 /** Every scheduler of the controller in one table. */
 import type { Clock } from '@katafract/shared/clock';
+import type { StoreName } from './billing/billing.ts';
 import type { Lease } from './platform/lease.ts';
 import type { Logger } from './platform/log.ts';
 import type { Metrics } from './platform/metrics.ts';
@@ -10,18 +11,41 @@ export interface Job {
   /** `fleet`: on one controller at a time, under the lease; `each`: on every one. */
   readonly on: 'fleet' | 'each';
   readonly run: () => Promise<unknown>;
+  /** When it has something to do next, in milliseconds since the epoch, should that be before `everyMs` is over. */
+  readonly next?: () => Promise<number | null>;
 }
+
+/** Takes what has run out off the exits. */
+export const BILLING_ENDS = 'billing.end_due';
 
 /** Advisory lock of the lease under which the fleet's jobs run. */
 export const JOBS_LEASE = 7_261_004;
 
 const MINUTE = 60_000;
+/** A job that says it has more to do at once still lets others run. */
+const SOONEST_MS = 20;
+/** What has its own time is not left for a whole interval because it failed once. */
+const FAILED_MS = 5_000;
 
 /** What the table needs of the domains. */
 export interface JobDeps {
   readonly db: { ping(): Promise<void> };
-  readonly sigils: { endLapsed(): Promise<number>; rotateKey(): Promise<boolean> };
-  readonly peers: { releaseLeft(): Promise<number>; forgetKeys(): Promise<number> };
+  readonly sigils: { rotateKey(): Promise<boolean>; forgetExpired(): Promise<number> };
+  readonly billing: {
+    readonly stores: readonly StoreName[];
+    kick(): void;
+    endDue(): Promise<number>;
+    nextEnd(): Promise<number | null>;
+    readRenewing(): Promise<number>;
+    reconcile(store: StoreName): Promise<number>;
+    forgetMessages(): Promise<number>;
+  };
+  readonly peers: {
+    releaseLeft(): Promise<number>;
+    forgetKeys(): Promise<number>;
+    resumeLeft(): Promise<number>;
+    forgetSuspended(): Promise<number>;
+  };
   readonly fleet: { sweep(): Promise<number>; refresh(): Promise<void> };
 }
 
@@ -34,46 +58,87 @@ export function jobTable(at: JobDeps): Job[] {
     { name: 'peers.release_left', everyMs: 5_000, on: 'fleet', run: () => at.peers.releaseLeft() },
     { name: 'peers.forget_keys', everyMs: 60 * MINUTE, on: 'fleet', run: () => at.peers.forgetKeys() },
     { name: 'fleet.sweep', everyMs: MINUTE, on: 'fleet', run: () => at.fleet.sweep() },
-    { name: 'sigil.end_lapsed', everyMs: MINUTE, on: 'fleet', run: () => at.sigils.endLapsed() },
+    { name: 'peers.resume_left', everyMs: 5_000, on: 'fleet', run: () => at.peers.resumeLeft() },
+    {
+      name: 'peers.forget_suspended',
+      everyMs: 60 * MINUTE,
+      on: 'fleet',
+      run: () => at.peers.forgetSuspended(),
+    },
+    // at the very time that the next subscription ends; the interval is for what no notification told
+    {
+      name: BILLING_ENDS,
+      everyMs: MINUTE,
+      on: 'fleet',
+      run: () => at.billing.endDue(),
+      next: () => at.billing.nextEnd(),
+    },
+    // purchases whose reader died with another controller
+    { name: 'billing.read', everyMs: 5_000, on: 'each', run: async () => at.billing.kick() },
+    { name: 'billing.read_renewing', everyMs: MINUTE, on: 'fleet', run: () => at.billing.readRenewing() },
+    // a job for each store: one that is down keeps none of the others waiting
+    ...at.billing.stores.map((store) => ({
+      name: `billing.reconcile_${store}`,
+      everyMs: 30 * MINUTE,
+      on: 'fleet' as const,
+      run: () => at.billing.reconcile(store),
+    })),
+    {
+      name: 'billing.forget_messages',
+      everyMs: 60 * MINUTE,
+      on: 'fleet',
+      run: () => at.billing.forgetMessages(),
+    },
     { name: 'sigil.rotate_key', everyMs: 60 * MINUTE, on: 'fleet', run: () => at.sigils.rotateKey() },
+    { name: 'sigil.forget_expired', everyMs: 10 * MINUTE, on: 'fleet', run: () => at.sigils.forgetExpired() },
   ];
 }
 
 export interface Jobs {
   start(): void;
+  /** Has a job run at once, or once more where it runs just now. */
+  wake(name: string): void;
   /** Resolves when none is running any more. */
   stop(): Promise<void>;
 }
 
-/** Runs each job again and again, the next time `everyMs` after the last has ended: a job never overlaps itself. */
+/**
+ * Runs each job again and again, the next time `everyMs` after the last has ended, or earlier where the job says so:
+ * a job never overlaps itself.
+ */
 export function createJobs(
   table: readonly Job[],
   deps: { clock: Clock; lease: Lease; log: Logger; metrics: Metrics },
 ): Jobs {
   const { clock, lease, log, metrics } = deps;
   const cancels = new Map<string, () => void>();
-  const running = new Set<Promise<void>>();
+  const running = new Map<string, Promise<void>>();
+  const woken = new Set<string>();
   let stopped = false;
 
-  async function attempt(job: Job): Promise<void> {
+  /** @returns in how many ms it is to run again */
+  async function attempt(job: Job): Promise<number> {
     try {
-      if (job.on === 'fleet' && !(await lease.held())) return;
+      if (job.on === 'fleet' && !(await lease.held())) return job.everyMs;
       await job.run();
       metrics.jobRuns.inc({ job: job.name, outcome: 'done' });
+      const at = (await job.next?.()) ?? Number.POSITIVE_INFINITY;
+      return Math.min(job.everyMs, Math.max(SOONEST_MS, at - clock.now()));
     } catch (err) {
       metrics.jobRuns.inc({ job: job.name, outcome: 'failed' });
       log.error({ job: job.name, err }, 'a job failed; it runs again at its next time');
+      return Math.min(job.everyMs, job.next ? FAILED_MS : job.everyMs);
     }
   }
 
   function schedule(job: Job, inMs: number): void {
     if (stopped) return;
     const cancel = clock.after(inMs, () => {
-      const run: Promise<void> = attempt(job).finally(() => {
-        running.delete(run);
-        schedule(job, job.everyMs);
+      const run = attempt(job).then((againMs) => {
+        running.delete(job.name);
+        schedule(job, woken.delete(job.name) ? 0 : againMs);
       });
-      running.add(run);
+      running.set(job.name, run);
     });
     cancels.set(job.name, cancel);
   }
@@ -82,10 +147,18 @@ export function createJobs(
     start() {
       for (const job of table) schedule(job, Math.min(job.everyMs, 1000));
     },
+    wake(name) {
+      const job = table.find((one) => one.name === name);
+      if (running.has(name)) woken.add(name);
+      else if (job && cancels.has(name)) {
+        cancels.get(name)?.();
+        schedule(job, 0);
+      }
+    },
     async stop() {
       stopped = true;
       for (const cancel of cancels.values()) cancel();
-      await Promise.all(running);
+      await Promise.all(running.values());
       await lease.release();
     },
   };

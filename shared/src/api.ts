@@ -3,6 +3,7 @@
  * that the two cannot drift apart.
  */
 import { z } from 'zod';
+import { ClaimHash, ClaimSecret } from './claim.ts';
 import { Jkt } from './dpop.ts';
 import { Tier } from './sigil.ts';
 import { Endpoint, Ipv4, Ipv6, NodeId, PeerId, PublicKey, RegionId } from './units.ts';
@@ -101,3 +102,24 @@ export type IssuedSigil = z.infer<typeof IssuedSigil>;
 /** `reissued`: the asking device's new Sigil, which no longer names the other; null where it has none any more. */
 export const UnboundDevice = z.object({ jkt: Jkt, reissued: IssuedSigil.nullable() });
 export type UnboundDevice = z.infer<typeof UnboundDevice>;
+
+/** At most one of what follows the secret: proof of a purchase that the app holds, or a code to redeem. */
+export const ClaimSigilRequest = z.strictObject({
+  secret: ClaimSecret,
+  /** The App Store's signed transaction (JWS). */
+  apple: z.string().min(1).max(16_384).optional(),
+  /** Play's purchase token. */
+  google: z.string().min(1).max(4096).optional(),
+  voucher: z.string().min(1).max(64).optional(),
+});
+export type ClaimSigilRequest = z.infer<typeof ClaimSigilRequest>;
+
+/** Nothing is known of the secret: not paid for yet, or never used. Ask again after Retry-After. */
+export const PendingClaim = z.object({ status: z.literal('pending') });
+export type PendingClaim = z.infer<typeof PendingClaim>;
+
+export const CheckoutRequest = z.strictObject({ tier: Tier, claim: ClaimHash });
+export type CheckoutRequest = z.infer<typeof CheckoutRequest>;
+/** Where the payer goes. */
+export const CheckoutSession = z.object({ url: z.url() });
+export type CheckoutSession = z.infer<typeof CheckoutSession>;

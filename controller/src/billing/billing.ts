@@ -34,6 +34,7 @@ import { endDue, nextEnd, readRenewing, reconcile, type WorkerDeps } from './wor
 
 export type { ClaimRequest } from './claim.ts';
 export type { Granted, GrantRequest, VoucherRequest, Vouchers } from './gifts.ts';
+export { configuredStores } from './stores/configured.ts';
 export { STORES, type StoreName } from './stores/port.ts';
 
 export interface BillingDeps {
