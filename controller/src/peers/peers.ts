@@ -240,7 +240,8 @@ export class Peers {
 
   /**
    * Restores a removed peer with its old key and addresses, on exits chosen anew.
-   * @throws KatafractError `peer_exists`, `address_gone`, `public_key_in_use`, `device_limit`, `subscription_over` (409)
+   * @throws KatafractError `peer_exists`, `address_gone`, `public_key_in_use`, `device_limit`, `device_unbound`,
+   * `subscription_over` (409)
    */
   async restore(actor: Actor, was: RemovedDetail): Promise<Peer> {
     const { db, clock, fleet, audit } = this.#deps;
@@ -251,6 +252,7 @@ export class Peers {
         select tier, peer_count as "peerCount", revoked_at is not null or expires_at <= ${now} as over
         from subscriptions where id = ${was.subscriptionId} for update`;
       if (!owner || owner.over) throw conflict('subscription_over', 'its subscription is over');
+      if (was.device !== null) await this.#stillBound(tx, was.subscriptionId, was.device);
       const limit = TIERS[owner.tier];
       if (owner.peerCount >= limit.devices) throw deviceLimit(limit.devices);
       const [wanted] = fleet.roster.place([{ region: was.region, standbys: limit.standbys }]);
@@ -259,9 +261,9 @@ export class Peers {
         throw conflict('address_gone', 'its addresses have gone to another peer');
       }
       await tx.sql`
-        insert into peers (id, subscription_id, public_key, address_index, region_id, created_at, provisioned_at)
+        insert into peers (id, subscription_id, public_key, address_index, region_id, device, created_at, provisioned_at)
         values (${was.id}, ${was.subscriptionId}, ${was.publicKey}, ${was.addressIndex}, ${was.region},
-                ${was.createdAt}, ${now})`;
+                ${was.device}, ${was.createdAt}, ${now})`;
       await tx.sql`update subscriptions set peer_count = peer_count + 1 where id = ${was.subscriptionId}`;
       const detail = {
         publicKey: was.publicKey,
@@ -281,6 +283,13 @@ export class Peers {
     if (!row) throw peerUnknown();
     await this.#primaryAnswers(row, committed);
     return this.#view(row);
+  }
+
+  /** A device that was unbound must not get its peers back: it could not give them up again. */
+  async #stillBound({ sql }: Tx, subscriptionId: string, device: Jkt): Promise<void> {
+    const [bound] = await sql`
+      select 1 from devices where subscription_id = ${subscriptionId} and jkt = ${device} and revoked_at is null`;
+    if (!bound) throw conflict('device_unbound', 'its device is no longer bound to the subscription');
   }
 
   async #change(
@@ -408,6 +417,7 @@ export interface RemovedDetail {
   readonly publicKey: PublicKey;
   readonly addressIndex: number;
   readonly region: RegionId;
+  readonly device: Jkt | null;
   readonly createdAt: string;
 }
 

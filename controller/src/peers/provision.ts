@@ -169,16 +169,17 @@ function insert(
     key: wish.publicKey,
     index,
     region: wish.region,
+    device: wish.device ?? null,
     ...(wish.idempotency ? { ...scopeOf(wish), repeat: wish.idempotency } : {}),
   }));
   return [
     sql`
       with granted as (
         select * from jsonb_to_recordset(${sql.json(rows)}) as r(
-          id uuid, subscription uuid, key text, index int, region text, scope text, repeat jsonb)
+          id uuid, subscription uuid, key text, index int, region text, device text, scope text, repeat jsonb)
       ), made as (
-        insert into peers (id, subscription_id, public_key, address_index, region_id, created_at, provisioned_at)
-        select id, subscription, key, index, region, ${now}, ${now} from granted
+        insert into peers (id, subscription_id, public_key, address_index, region_id, device, created_at, provisioned_at)
+        select id, subscription, key, index, region, device, ${now}, ${now} from granted
       ), counted as (
         update subscriptions s set peer_count = s.peer_count + g.count
         from (select subscription as id, count(*)::int as count from granted group by 1) g where s.id = g.id
@@ -211,6 +212,7 @@ function provisioned(grant: Grant, committed: ReadonlyMap<NodeId, Committed>, no
       publicKey: wish.publicKey,
       addressIndex: index,
       region: wish.region,
+      device: wish.device ?? null,
       createdAt: now.toISOString(),
       provisionedAt: now.toISOString(),
       placements: at.map(({ node, to }, rank) => ({ node, role: roleOf(rank), rank, generation: to })),

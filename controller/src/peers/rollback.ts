@@ -1,4 +1,5 @@
 /** Undoing one provisioning action from what its audit entry says. */
+import { Jkt } from '@katafract/shared/dpop';
 import { KatafractError } from '@katafract/shared/errors';
 import { PeerId, PublicKey, RegionId } from '@katafract/shared/units';
 import { z } from 'zod';
@@ -16,6 +17,7 @@ const Removed = z.object({
   publicKey: PublicKey,
   addressIndex: z.number().int(),
   region: RegionId,
+  device: Jkt.nullable().default(null),
   createdAt: z.string(),
 });
 const Rotated = z.object({ from: PublicKey });

@@ -138,12 +138,12 @@ const rollbackRoute = (deps: PeerRoutesDeps) =>
 export function peerRoutes(api: Api, deps: PeerRoutesDeps): void {
   const { peers } = deps;
   api.openapi(provisionRoute(deps), async (c) => {
-    const { subscriptionId, sigilId, tier } = sigilOf(c);
+    const { subscriptionId, sigilId, device, tier } = sigilOf(c);
     const wish = c.req.valid('json');
     const key = c.req.valid('header')['idempotency-key'];
     const requestHash = createHash('sha256').update(`${wish.publicKey} ${wish.region}`).digest('hex');
     const idempotency = key === undefined ? undefined : { key, requestHash };
-    const { peer } = await peers.provision({ subscriptionId, sigilId, tier, ...wish, idempotency });
+    const { peer } = await peers.provision({ subscriptionId, sigilId, device, tier, ...wish, idempotency });
     return c.json(peer, 201, { Location: `/v1/peers/${peer.id}` });
   });
   api.openapi(listRoute(deps), async (c) => {

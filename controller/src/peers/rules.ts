@@ -1,4 +1,5 @@
 /** Pure decisions about peers: which requests of a batch are granted, and how a peer's exits change on a move. */
+import type { Jkt } from '@katafract/shared/dpop';
 import { KatafractError } from '@katafract/shared/errors';
 import { TIERS, type Tier } from '@katafract/shared/sigil';
 import type { NodeId, PeerId, PublicKey, RegionId } from '@katafract/shared/units';
@@ -6,6 +7,8 @@ import type { NodeId, PeerId, PublicKey, RegionId } from '@katafract/shared/unit
 export interface ProvisionWish {
   readonly subscriptionId: string;
   readonly sigilId: string;
+  /** The device that proved itself, if the Sigil is bound to one. */
+  readonly device?: Jkt | null | undefined;
   readonly tier: Tier;
   readonly publicKey: PublicKey;
   readonly region: RegionId;

@@ -17,6 +17,8 @@ export interface PeerRow {
   readonly publicKey: PublicKey;
   readonly addressIndex: number;
   readonly region: RegionId;
+  /** The device that asked for it. */
+  readonly device: Jkt | null;
   readonly createdAt: string;
   readonly provisionedAt: string;
   /** In the order a device tries them; those it is leaving come last. */
@@ -25,7 +27,7 @@ export interface PeerRow {
 
 const columns = (sql: Sql) => sql`
   p.id, p.subscription_id as "subscriptionId", p.public_key as "publicKey", p.address_index as "addressIndex",
-  p.region_id as region, p.created_at as "createdAt", p.provisioned_at as "provisionedAt",
+  p.region_id as region, p.device, p.created_at as "createdAt", p.provisioned_at as "provisionedAt",
   coalesce((
     select jsonb_agg(jsonb_build_object('node', x.node_id, 'role', x.role, 'rank', x.rank, 'generation', x.generation)
                      order by x.rank, x.node_id)

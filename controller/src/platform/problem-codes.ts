@@ -16,6 +16,7 @@ export const PROBLEM_CODES: Readonly<Record<string, string>> = {
   database_unavailable: 'The database cannot be reached; try again later',
   device_limit: 'The tier allows no further device; `limit` says how many',
   device_revoked: 'An operator has shut this device out of the subscription',
+  device_unbound: 'The device of the removed peer is no longer bound to the subscription',
   device_unknown: 'No such device of this subscription',
   dpop_invalid: 'The DPoP proof is malformed, forged, or of another request, Sigil or device',
   dpop_replayed: 'The DPoP proof was used before; make a new one for each request',
