@@ -36,7 +36,7 @@ export interface StoreView {
   /** Null where the product is none of ours: it grants nothing. */
   readonly tier: Tier | null;
   readonly standing: Standing;
-  /** Whether the store will charge again by itself. */
+  /** Whether the store will charge again by itself; false where it gives no access. */
   readonly renews: boolean;
   /** End of what is paid for (in grace: of the grace), ms since the epoch. */
   readonly expiresAt: number;

@@ -32,8 +32,8 @@ export async function viewOf(
   // the period rolls on when its renewal fails, so what was paid for ended where it starts
   if (standing === 'grace') end = Math.min(end, periodStart + (config.graceDays ?? 14) * 86_400);
   if (standing === 'expired') end = subscription.ended_at ?? subscription.canceled_at ?? periodEnd;
-  const open = standing === 'active' || standing === 'grace';
-  if (open && (await paidBack(stripe, subscription))) standing = 'revoked';
+  const open = () => standing === 'active' || standing === 'grace';
+  if (open() && (await paidBack(stripe, subscription))) standing = 'revoked';
   return {
     store: 'stripe',
     reference: subscription.id,
@@ -41,7 +41,7 @@ export async function viewOf(
     tier:
       items.data.map((item) => tierOf(config.prices, item.price.id)).find((tier) => tier !== null) ?? null,
     standing,
-    renews: open && !subscription.cancel_at_period_end && cancelAt === null,
+    renews: open() && !subscription.cancel_at_period_end && cancelAt === null,
     expiresAt: end * 1000,
     acknowledge: false,
   };
