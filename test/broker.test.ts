@@ -151,7 +151,7 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
     const client = await enter(A, await goodToken(A));
     await client.subscribeAsync(topic(A, 'desired'), { qos: 1 });
     const down = next(client, 'message');
-    await setting.bus.publish(topic(A, 'desired'), 'state');
+    await setting.bus.publish(topic(A, 'desired'), 'state', 1);
     expect(String((await down)[1])).toBe('state');
     const hello = {
       v: 1,
@@ -173,11 +173,11 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
       const client = await enter(A, await goodToken(A));
       const topics = await heard(client, async () => {
         await client.subscribeAsync(filter, { qos: 1 }).catch(() => undefined); // refused, or thrown off
-        await setting.bus.publish(topic(B, 'desired'), 'for another');
+        await setting.bus.publish(topic(B, 'desired'), 'for another', 1);
         const witness = await enter(B, await goodToken(B));
         await witness.subscribeAsync(topic(B, 'desired'), { qos: 1 });
         const arrived = next(witness, 'message');
-        await setting.bus.publish(topic(B, 'desired'), 'for another');
+        await setting.bus.publish(topic(B, 'desired'), 'for another', 1);
         await arrived;
         await witness.endAsync();
       });
@@ -206,7 +206,7 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
         await client.endAsync(true);
       }
       const arrived = next(witness, 'message');
-      await setting.bus.publish(topic(B, 'desired'), 'the last word');
+      await setting.bus.publish(topic(B, 'desired'), 'the last word', 1);
       await arrived;
     });
     expect(topics).toEqual([topic(B, 'desired')]);

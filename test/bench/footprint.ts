@@ -1,39 +1,13 @@
 /** (f) What the programs take of a machine: memory against bare Node, and the agent's work while nothing happens. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, readFileSync } from 'node:fs';
 import type { Exit } from '../lab/exit.ts';
 import { exec } from '../lab/process.ts';
 import type { Fleet } from './bed.ts';
+import { daemonOf, residentMiB, ticks } from './processes.ts';
 import type { Report } from './report.ts';
 
 const sleep = (seconds: number) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
-
-/** Resident memory in MiB (proc(5), VmRSS). */
-function residentMiB(pid: number): number {
-  const status = readFileSync(`/proc/${pid}/status`, 'utf8');
-  return Number(status.match(/^VmRSS:\s+(\d+) kB/m)?.[1] ?? Number.NaN) / 1024;
-}
-
-/** Clock ticks a process has run, and its children that have ended (proc(5), fields 14 to 17). */
-function ticks(pid: number): { own: number; children: number } {
-  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-  const fields = stat
-    .slice(stat.lastIndexOf(')') + 2)
-    .split(' ')
-    .map(Number);
-  const [user = 0, system = 0, childUser = 0, childSystem = 0] = fields.slice(11, 15);
-  return { own: user + system, children: childUser + childSystem };
-}
-
-/** The daemon behind an exit's tunnel; none where the kernel has WireGuard. */
-async function daemonOf(exit: Exit): Promise<number | null> {
-  const pids = (await exec('ip', ['netns', 'pids', exit.namespace])).trim().split('\n').map(Number);
-  const isDaemon = (pid: number) =>
-    readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim() ===
-    `wireguard-go ${exit.tunnel}`;
-  return pids.find((pid) => readdirSync('/proc').includes(String(pid)) && isDaemon(pid)) ?? null;
-}
 
 interface Idle {
   readonly agent: number;

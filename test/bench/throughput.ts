@@ -1,11 +1,13 @@
 /**
  * (c) Acknowledged provisions a second over ten exits, each peer with a standby on another, against a bare route that
- * inserts one row: the two in turn, with the same callers, from a process on a device.
+ * inserts one row: the two in turn, with the same callers, from a process on a device. The exits share the machine's
+ * cores with the controller here, as they do nowhere else; the processor time of each part says what would remain.
  */
 
 import { fileURLToPath } from 'node:url';
 import type { Fleet } from './bed.ts';
 import { NODE_TYPESCRIPT } from './place.ts';
+import { PARTS, type Part, processorTime } from './processes.ts';
 import type { Report } from './report.ts';
 import { median } from './stats.ts';
 import type { LoadResult } from './work/caller.ts';
@@ -25,6 +27,8 @@ interface Compared {
   readonly callers: number;
   readonly api: LoadResult[];
   readonly floor: LoadResult[];
+  /** Processor time of all rounds of the API, in ms. */
+  readonly spent: Record<Part, number>;
 }
 
 export async function measureThroughput(
@@ -62,10 +66,14 @@ export async function measureThroughput(
   await api(8, 2);
   const compared: Compared[] = [];
   for (const callers of CALLERS) {
-    const one: Compared = { callers, api: [], floor: [] };
+    const spent = Object.fromEntries(PARTS.map((part) => [part, 0])) as Record<Part, number>;
+    const one: Compared = { callers, api: [], floor: [], spent };
     for (let round = 0; round < options.rounds; round++) {
       one.floor.push(await floor(callers, options.seconds));
+      const before = await processorTime(fleet, fleet.db.sql);
       one.api.push(await api(callers, options.seconds));
+      const after = await processorTime(fleet, fleet.db.sql);
+      for (const part of PARTS) spent[part] += after[part] - before[part];
     }
     report.step(
       `${callers} callers: ${median(one.api.map(({ perSecond }) => perSecond)).toFixed(0)} provisions a second`,
@@ -73,11 +81,11 @@ export async function measureThroughput(
     compared.push(one);
   }
   await server.stop();
-  reportThroughput(report, compared);
+  reportThroughput(report, compared, options.seconds);
 }
 
-function reportThroughput(report: Report, compared: readonly Compared[]): void {
-  const rows = compared.map(({ callers, api, floor }) => ({
+function reportThroughput(report: Report, compared: readonly Compared[], seconds: number): void {
+  const rows = compared.map(({ callers, api, floor, spent }) => ({
     callers,
     perSecond: median(api.map(({ perSecond }) => perSecond)),
     floorPerSecond: median(floor.map(({ perSecond }) => perSecond)),
@@ -85,6 +93,10 @@ function reportThroughput(report: Report, compared: readonly Compared[]): void {
     medianMs: median(api.map(({ ms }) => ms.median)),
     p99Ms: median(api.map(({ ms }) => ms.p99)),
     others: api.map(({ others }) => others),
+    msEach: msEach(
+      spent,
+      api.reduce((sum, { perSecond }) => sum + perSecond * seconds, 0),
+    ),
   }));
   report.table(
     '(c) acked provisions a second, ten exits, one standby each',
@@ -99,6 +111,11 @@ function reportThroughput(report: Report, compared: readonly Compared[]): void {
       String(row.others.flatMap((other) => Object.values(other)).reduce((sum, count) => sum + count, 0)),
     ]),
   );
+  report.table(
+    '(c) processor time of one provision, in ms, by part',
+    ['callers', ...PARTS],
+    rows.map(({ callers, msEach }) => [String(callers), ...PARTS.map((part) => msEach[part])]),
+  );
   report.record('c', rows);
   const most = rows.at(-1);
   if (!most) return;
@@ -111,4 +128,8 @@ function reportThroughput(report: Report, compared: readonly Compared[]): void {
     'a second',
   );
   report.judge('c', `${most.callers} callers: share of the bare insert route`, most.share, 'more', 0.25);
+}
+
+function msEach(spent: Record<Part, number>, provisions: number): Record<Part, number> {
+  return Object.fromEntries(PARTS.map((part) => [part, spent[part] / provisions])) as Record<Part, number>;
 }

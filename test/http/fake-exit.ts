@@ -84,6 +84,7 @@ export class FakeExit {
     client.on('error', () => undefined); // a controller that is down is what some tests are about
     client.on('message', (_topic, payload) => this.#onMessage(payload.toString()));
     const greet = async () => {
+      (client.stream as unknown as { setNoDelay(on: boolean): void }).setNoDelay(true);
       await client.subscribeAsync(topic(this.node, 'desired'), { qos: 1 });
       this.#hello();
     };

@@ -46,8 +46,11 @@ const KEEPALIVE_SECONDS = 15;
 const CONNECT_MS = 10_000;
 const GOODBYE_MS = 1000;
 
-/** A lost heartbeat is made good by the next one; losing the others costs time. */
-const QOS: Record<UplinkMessage['leaf'], 0 | 1> = { hello: 1, applied: 1, heartbeat: 0 };
+/**
+ * A lost heartbeat is made good by the next one. `applied` can only be lost with the connection, and is said again
+ * after each new one. Losing a hello costs time.
+ */
+const QOS: Record<UplinkMessage['leaf'], 0 | 1> = { hello: 1, applied: 0, heartbeat: 0 };
 
 export function brokerLink(ports: BrokerPorts, settings: BrokerSettings): BrokerLink {
   return new ReconnectingLink(ports, settings);

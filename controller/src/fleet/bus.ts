@@ -22,10 +22,15 @@ export interface BusHandlers {
 /** The key a node enrolled with; null for one that is unknown or retired. */
 export type IdentityOf = (node: NodeId) => Promise<NodePublicJwk | null>;
 
+/** 0: may be lost with the connection; 1: the broker and the receiver confirm it, at the price of two more packets. */
+export type Qos = 0 | 1;
+
 export interface Bus {
   start(handlers: BusHandlers): Promise<void>;
-  /** Resolves when the broker has taken it (not when the node has). Rejects while there is no broker. */
-  publish(topic: string, payload: string): Promise<void>;
+  /**
+   * Resolves when the broker has taken it, or at QoS 0 when it is on its way there. Rejects while there is no broker.
+   */
+  publish(topic: string, payload: string, qos: Qos): Promise<void>;
   /** Whether messages can pass at the moment. */
   ready(): boolean;
   /** Throws a node off and keeps it out as far as the broker is concerned. */

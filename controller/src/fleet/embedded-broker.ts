@@ -12,7 +12,14 @@ import { clientId, parseUpTopic, topic, UP_LEAVES } from '@katafract/shared/topi
 import { NodeId } from '@katafract/shared/units';
 import { Aedes, type AuthenticateError, type Client } from 'aedes';
 import { importJWK } from 'jose';
-import { type Bus, type BusHandlers, brokerUnavailable, type IdentityOf, UP_MESSAGE_BYTES } from './bus.ts';
+import {
+  type Bus,
+  type BusHandlers,
+  brokerUnavailable,
+  type IdentityOf,
+  type Qos,
+  UP_MESSAGE_BYTES,
+} from './bus.ts';
 
 export interface EmbeddedBrokerOptions {
   readonly host: string;
@@ -162,12 +169,12 @@ export class EmbeddedBroker implements Bus {
     return null;
   }
 
-  publish(name: string, payload: string): Promise<void> {
+  publish(name: string, payload: string, qos: Qos): Promise<void> {
     const broker = this.#broker;
     if (!broker || broker.closed) return Promise.reject(brokerUnavailable());
     return new Promise((resolve, reject) => {
       broker.publish(
-        { cmd: 'publish', topic: name, payload: Buffer.from(payload), qos: 1, retain: false, dup: false },
+        { cmd: 'publish', topic: name, payload: Buffer.from(payload), qos, retain: false, dup: false },
         (error) => (error ? reject(error) : resolve()),
       );
     });

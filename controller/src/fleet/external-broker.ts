@@ -16,7 +16,7 @@ import { clientId, PROTOCOL, parseUpTopic, topic, UP_LEAVES, upFilter } from '@k
 import { NodeId } from '@katafract/shared/units';
 import { connect, type MqttClient } from 'mqtt';
 import { z } from 'zod';
-import { type Bus, type BusHandlers, brokerUnavailable, UP_MESSAGE_BYTES } from './bus.ts';
+import { type Bus, type BusHandlers, brokerUnavailable, type Qos, UP_MESSAGE_BYTES } from './bus.ts';
 
 export interface ExternalBrokerOptions {
   readonly url: string;
@@ -128,7 +128,7 @@ export class ExternalBroker implements Bus {
     const correlationData = randomUUID();
     const answered = new Promise<Answer>((resolve) => this.#waiting.set(correlationData, resolve));
     try {
-      await this.#publish(CONTROL, JSON.stringify({ commands: [{ ...command, correlationData }] }));
+      await this.#publish(CONTROL, JSON.stringify({ commands: [{ ...command, correlationData }] }), 1);
       const answer = await Promise.race([answered, sleep(this.#clock, ANSWER_MS)]);
       if (!answer) throw brokerUnavailable(new Error('no answer to a command'));
       const { error } = answer;
@@ -210,14 +210,14 @@ export class ExternalBroker implements Bus {
   }
 
   /** Not queued while there is no broker, or before it lets us speak: what is due is decided anew when it does. */
-  publish(name: string, payload: string): Promise<void> {
-    return this.ready() ? this.#publish(name, payload) : Promise.reject(brokerUnavailable());
+  publish(name: string, payload: string, qos: Qos): Promise<void> {
+    return this.ready() ? this.#publish(name, payload, qos) : Promise.reject(brokerUnavailable());
   }
 
-  #publish(name: string, payload: string): Promise<void> {
+  #publish(name: string, payload: string, qos: Qos): Promise<void> {
     const client = this.#client;
     if (!client?.connected) return Promise.reject(brokerUnavailable());
-    return client.publishAsync(name, payload, { qos: 1 }).then(() => undefined);
+    return client.publishAsync(name, payload, { qos }).then(() => undefined);
   }
 
   ready(): boolean {

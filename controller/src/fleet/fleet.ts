@@ -250,10 +250,13 @@ export class Fleet {
   async #send(node: NodeId, messages: Parameters<PublisherPorts['send']>[1]): Promise<number> {
     const { privateKey, thumbprint } = this.#deps.keyring.state();
     let bytes = 0;
+    // The node's `applied` says more than a broker's receipt, and what it does not answer is sent again. Only a table in
+    // parts is worth receipts: a lost part costs all of them.
+    const qos = messages.length > 1 ? 1 : 0;
     for (const message of messages) {
       const jws = await signDesired(message, privateKey, thumbprint.slice(0, KID_LENGTH));
       bytes += jws.length;
-      await this.#deps.bus.publish(topic(node, 'desired'), jws);
+      await this.#deps.bus.publish(topic(node, 'desired'), jws, qos);
     }
     return bytes;
   }

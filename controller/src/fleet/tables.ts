@@ -126,10 +126,8 @@ export type PlacementRole = (typeof PLACEMENT_ROLES)[number];
 export const placements = pgTable(
   'placements',
   {
-    nodeId: text('node_id')
-      .$type<NodeId>()
-      .notNull()
-      .references(() => nodes.id),
+    /** Of `nodes`, which are never deleted. No foreign key: rows are only written under that node's lock, see log.ts. */
+    nodeId: text('node_id').$type<NodeId>().notNull(),
     publicKey: text('public_key').$type<PublicKey>().notNull(),
     /** Null in a tombstone. */
     peerId: uuid('peer_id').$type<PeerId>(),

@@ -59,7 +59,7 @@ export class Peers {
   constructor(deps: PeersDeps) {
     this.#deps = deps;
     const provisionDeps = { ...deps, now: () => deps.clock.now() };
-    this.#provision = new Batcher((wishes) => provisionBatch(provisionDeps, wishes), BATCH);
+    this.#provision = new Batcher((wishes) => provisionBatch(provisionDeps, wishes), BATCH, deps.clock);
   }
 
   start(): Promise<void> {

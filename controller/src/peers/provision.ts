@@ -87,7 +87,10 @@ export async function provisionBatch(
 /** Whose Idempotency-Keys a request's key is one of. */
 const scopeOf = (wish: ProvisionWish) => ({ scope: `subscription:${wish.subscriptionId}` });
 
-/** Locks the subscriptions in id order and reads whatever the decision needs, in one round trip. */
+/**
+ * Locks the subscriptions in id order and reads whatever the decision needs, in one round trip. What is looked up by
+ * key is looked up row by row (`lateral`, `limit 1`): left free, the planner reads a young table from end to end.
+ */
 async function readFacts(sql: Sql, wishes: readonly ProvisionWish[]): Promise<BatchFacts> {
   const ids = [...new Set(wishes.map((wish) => wish.subscriptionId))];
   const keyed = wishes.flatMap((wish) =>
@@ -100,13 +103,16 @@ async function readFacts(sql: Sql, wishes: readonly ProvisionWish[]): Promise<Ba
     sql<{ id: string }[]>`
       select id from sigils where id = any(${wishes.map((wish) => wish.sigilId)}::uuid[]) and revoked_at is not null`,
     sql<{ key: PublicKey }[]>`
-      select public_key as key from peers where public_key = any(${wishes.map((wish) => wish.publicKey as string)}::text[])`,
+      select p.key from unnest(${wishes.map((wish) => wish.publicKey as string)}::text[]) as w(key)
+      cross join lateral (select public_key as key from peers where public_key = w.key limit 1) p`,
     keyed.length === 0
       ? []
       : sql<{ scope: string; key: string; requestHash: string; resourceId: PeerId }[]>`
-          select k.scope, k.key, k.request_hash as "requestHash", k.resource_id as "resourceId"
-          from idempotency_keys k
-          join jsonb_to_recordset(${sql.json(keyed)}) as w(scope text, key text) using (scope, key)`,
+          select k.* from jsonb_to_recordset(${sql.json(keyed)}) as w(scope text, key text)
+          cross join lateral (
+            select scope, key, request_hash as "requestHash", resource_id as "resourceId"
+            from idempotency_keys where scope = w.scope and key = w.key limit 1
+          ) k`,
   ]);
   return {
     subscriptions: new Map(

@@ -59,7 +59,6 @@ export async function listenHttp(
   const server = createServer(
     { headersTimeout: 10_000, requestTimeout: 30_000, keepAliveTimeout: 65_000 },
     getRequestListener((request, env) => api.fetch(request, { ...env, mesh }), {
-      overrideGlobalObjects: false,
       errorHandler: (error) => withoutApp(error, onFault),
     }),
   );

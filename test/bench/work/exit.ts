@@ -40,7 +40,7 @@ export function exitOperations() {
       if ('setNoDelay' in client.stream)
         (client.stream as unknown as { setNoDelay(on: boolean): void }).setNoDelay(true);
       const answer = Buffer.alloc(UP_BYTES, 'a');
-      client.on('message', () => client.publish(UP, answer, { qos: 1 }));
+      client.on('message', () => client.publish(UP, answer, { qos: 0 }));
       await client.subscribeAsync(DOWN, { qos: 1 });
     },
   };

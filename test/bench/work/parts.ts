@@ -115,7 +115,7 @@ async function openBroker(host: string, port: number): Promise<(payload: Buffer)
     new Promise((resolve, reject) => {
       arrived = resolve;
       broker.publish(
-        { cmd: 'publish', topic: DOWN, payload, qos: 1, retain: false, dup: false },
+        { cmd: 'publish', topic: DOWN, payload, qos: 0, retain: false, dup: false },
         (error) => error && reject(error),
       );
     });
