@@ -2,7 +2,7 @@
  * The Sigil: the subscription token that every app reads alike. A compact JWS (EdDSA, RFC 8037) with its own type, so
  * that no other token of ours can pass for one. Verifiable offline, in Node and in the browser, by the JWKS alone.
  */
-import { createLocalJWKSet, type JSONWebKeySet, jwtVerify } from 'jose';
+import { createLocalJWKSet, decodeJwt, type JSONWebKeySet, jwtVerify } from 'jose';
 import { z } from 'zod';
 import { Jkt, type Proof, type ProofKeys, proofExpiry, proofId, tokenHash, verifyProof } from './dpop.ts';
 import { KatafractError } from './errors.ts';
@@ -142,3 +142,16 @@ export async function spendProof(proof: Proof, by: Pick<RequestVerifier, 'once' 
 
 const AUTHORIZATION = /^(Bearer|DPoP) +([A-Za-z0-9._~+/=-]{1,4096})$/i;
 const refused = (code: string, message: string) => new KatafractError(code, message, { status: 401 });
+
+/**
+ * What a Sigil says of itself, unverified: for who holds it, to know when to refresh it and how to send it. Null for
+ * what is no Sigil. Times in milliseconds since the epoch.
+ */
+export function readSigil(token: string): { issuedAt: number; expiresAt: number; device: Jkt | null } | null {
+  try {
+    const { iat, exp, cnf } = SigilClaims.parse(decodeJwt(token));
+    return { issuedAt: iat * 1000, expiresAt: exp * 1000, device: cnf?.jkt ?? null };
+  } catch {
+    return null;
+  }
+}

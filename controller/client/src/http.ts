@@ -7,11 +7,12 @@ import { KatafractError } from '@katafract/shared/errors';
 import { Problem } from '@katafract/shared/problem';
 import type { z } from 'zod';
 import { type RetryPolicy, retryAfterSeconds, retryDelay } from './retry.ts';
+import type { Bears, Session } from './session.ts';
 
 export interface HttpOptions {
   /** Ends with a slash. */
   readonly base: URL;
-  readonly sigil: () => string | Promise<string>;
+  readonly session: Session;
   readonly fetch: typeof fetch;
   readonly clock: Clock;
   readonly random: () => number;
@@ -24,6 +25,8 @@ export interface ApiRequest<T> {
   readonly path: string;
   readonly schema: z.ZodType<T>;
   readonly body?: unknown;
+  /** A Sigil, where nothing else is said. */
+  readonly bears?: Bears;
   readonly idempotencyKey?: string;
   /** For a POST that names an end state: it may arrive twice. */
   readonly repeatable?: true;
@@ -31,6 +34,8 @@ export interface ApiRequest<T> {
   readonly etag?: string;
   /** What to answer when a repeated request finds its target gone: an earlier sending removed it. */
   readonly gone?: T;
+  /** Another patience than usual. */
+  readonly attempts?: number;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -47,15 +52,22 @@ export interface ApiReply<T> {
  */
 export async function send<T>(options: HttpOptions, request: ApiRequest<T>): Promise<ApiReply<T>> {
   const { method, idempotencyKey, repeatable = method !== 'POST' || idempotencyKey !== undefined } = request;
+  const retry = { ...options.retry, attempts: request.attempts ?? options.retry.attempts };
+  let recovered = false;
   for (let attempt = 1; ; attempt++) {
     try {
       return await sendOnce(options, request);
     } catch (error) {
       if (!(error instanceof KatafractError)) throw error;
+      // refused before it was looked at, so it may always be sent again; but once, or it could go on for ever
+      if (!recovered && (await options.session.recover(error, request.bears ?? 'sigil'))) {
+        recovered = true;
+        continue;
+      }
       if (attempt > 1 && error.status === 404 && request.gone !== undefined) {
         return { body: request.gone, etag: null };
       }
-      const delay = retryDelay(options.retry, error, repeatable, attempt, options.random());
+      const delay = retryDelay(retry, error, repeatable, attempt, options.random());
       if (delay === null) throw error;
       await pause(options.clock, delay, request.signal);
     }
@@ -63,7 +75,8 @@ export async function send<T>(options: HttpOptions, request: ApiRequest<T>): Pro
 }
 
 async function sendOnce<T>(options: HttpOptions, request: ApiRequest<T>): Promise<ApiReply<T>> {
-  const headers = headersOf(request, await options.sigil());
+  const { method, path, bears = 'sigil' } = request;
+  const headers = headersOf(request, await options.session.headers(method, path, bears));
   const timeout = new AbortController();
   const cancel = options.clock.after(options.retry.timeoutMs, () => timeout.abort());
   let response: Response;
@@ -84,6 +97,7 @@ async function sendOnce<T>(options: HttpOptions, request: ApiRequest<T>): Promis
   } finally {
     cancel();
   }
+  options.session.noteDate(response.headers.get('date'));
   const etag = response.headers.get('etag');
   if (response.status === 304 && request.etag !== undefined) return { body: null, etag };
   if (!response.ok) throw problemOf(response, text, options.clock.now());
@@ -95,10 +109,10 @@ async function sendOnce<T>(options: HttpOptions, request: ApiRequest<T>): Promis
   });
 }
 
-function headersOf(request: ApiRequest<unknown>, sigil: string): Record<string, string> {
+function headersOf(request: ApiRequest<unknown>, proof: Record<string, string>): Record<string, string> {
   return {
     accept: 'application/json, application/problem+json',
-    authorization: `Bearer ${sigil}`,
+    ...proof,
     ...(request.body === undefined ? {} : { 'content-type': 'application/json' }),
     ...(request.idempotencyKey === undefined ? {} : { 'idempotency-key': request.idempotencyKey }),
     ...(request.etag === undefined ? {} : { 'if-none-match': request.etag }),
@@ -135,7 +149,7 @@ function aborted(signal: AbortSignal): KatafractError {
 }
 
 /** Waits, but not past an abort. */
-function pause(clock: Clock, ms: number, signal: AbortSignal | undefined): Promise<void> {
+export function pause(clock: Clock, ms: number, signal: AbortSignal | undefined): Promise<void> {
   return new Promise((resolve, reject) => {
     const stop = () => {
       cancel();
