@@ -311,7 +311,10 @@ export async function appleStandIn(now: () => number = Date.now): Promise<AppleS
       return {
         'another key, the genuine chain': await signed(await make(), { ...chain, leafKey: otherKey() }),
         'a self-made chain with the marker extensions': await signed(await make(), await appleChain()),
-        'a chain whose leaf has no marker': await signed(await make(), await appleChain('Test', false)),
+        'a chain of the genuine root without the markers': await signed(
+          await make(),
+          await appleChain({ under: chain, markers: false }),
+        ),
         'the genuine root under a self-made leaf': await signed(await make(), await mixed(chain)),
         'tampered payload': tampered(genuine),
         'alg none': posted(genuine.eventId, unsigned(await make(), chain)),

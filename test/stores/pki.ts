@@ -15,6 +15,8 @@ export interface Chain {
   /** Leaf, intermediate, root: base64 of DER, as the `x5c` of a JWS header (RFC 7515, 4.1.6). */
   readonly x5c: readonly string[];
   readonly leafKey: KeyObject;
+  /** PEM, to issue another chain under the same root. */
+  readonly issuer: { readonly certificate: string; readonly key: string };
 }
 
 /** Marks the intermediate (Worldwide Developer Relations). */
@@ -24,26 +26,32 @@ const LEAF_OID = '1.2.840.113635.100.6.11.1';
 
 const run = promisify(execFile);
 
-/** @param markers false: a chain without Apple's marker extensions, such as any CA could issue */
-export async function appleChain(name = 'Test', markers = true): Promise<Chain> {
+/**
+ * @param under whose root issues it; its own by default
+ * @param markers false: without Apple's marker extensions, as the root issues for other purposes
+ */
+export async function appleChain(options: { under?: Chain; markers?: boolean } = {}): Promise<Chain> {
   const folder = await mkdtemp(join(tmpdir(), 'kf-pki-'));
   try {
-    return await makeChain(folder, name, markers);
+    return await makeChain(folder, options.under, options.markers ?? true);
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
 }
 
-async function makeChain(folder: string, name: string, markers: boolean): Promise<Chain> {
+async function makeChain(folder: string, under: Chain | undefined, markers: boolean): Promise<Chain> {
   const at = (file: string) => join(folder, file);
   const openssl = (...args: string[]) => run('openssl', args, { cwd: folder });
   const ca = 'basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n';
   const marker = (oid: string) => (markers ? `${oid}=ASN1:NULL\n` : '');
-  await writeFile(at('root.cnf'), ca);
-  await writeFile(at('intermediate.cnf'), `${ca}${marker(INTERMEDIATE_OID)}`);
-  await writeFile(at('leaf.cnf'), `basicConstraints=critical,CA:FALSE\n${marker(LEAF_OID)}`);
-  for (const who of ['root', 'intermediate', 'leaf']) {
+  const extensions = {
+    root: ca,
+    intermediate: `${ca}${marker(INTERMEDIATE_OID)}`,
+    leaf: `basicConstraints=critical,CA:FALSE\n${marker(LEAF_OID)}`,
+  };
+  const issue = async (who: keyof typeof extensions, ...by: string[]) => {
     const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });
+    await writeFile(at(`${who}.cnf`), extensions[who]);
     await writeFile(at(`${who}.key`), privateKey.export({ type: 'pkcs8', format: 'pem' }), { mode: 0o600 });
     await openssl(
       'req',
@@ -51,34 +59,32 @@ async function makeChain(folder: string, name: string, markers: boolean): Promis
       '-key',
       `${who}.key`,
       '-subj',
-      `/O=${name}/CN=${name} ${who}`,
+      `/O=Test/CN=Test ${who}`,
       '-out',
       `${who}.csr`,
     );
+    const days = ['-days', '3650', '-extfile', `${who}.cnf`];
+    await openssl('x509', '-req', '-in', `${who}.csr`, ...days, '-sha256', '-out', `${who}.pem`, ...by);
+  };
+  if (under === undefined) {
+    await issue('root', '-signkey', 'root.key', '-set_serial', '1');
+  } else {
+    await writeFile(at('root.pem'), under.issuer.certificate);
+    await writeFile(at('root.key'), under.issuer.key, { mode: 0o600 });
   }
-  const sign = (who: string, ...by: string[]) =>
-    openssl(
-      'x509',
-      '-req',
-      '-in',
-      `${who}.csr`,
-      '-extfile',
-      `${who}.cnf`,
-      '-days',
-      '3650',
-      '-sha256',
-      '-out',
-      `${who}.pem`,
-      ...by,
-    );
-  await sign('root', '-signkey', 'root.key', '-set_serial', '1');
-  await sign('intermediate', '-CA', 'root.pem', '-CAkey', 'root.key', '-set_serial', '2');
-  await sign('leaf', '-CA', 'intermediate.pem', '-CAkey', 'intermediate.key', '-set_serial', '3');
-  const der = async (who: string) => new X509Certificate(await readFile(at(`${who}.pem`))).raw;
-  const [leaf, intermediate, root] = await Promise.all([der('leaf'), der('intermediate'), der('root')]);
+  await issue('intermediate', '-CA', 'root.pem', '-CAkey', 'root.key', '-set_serial', '2');
+  await issue('leaf', '-CA', 'intermediate.pem', '-CAkey', 'intermediate.key', '-set_serial', '3');
+  const text = (file: string) => readFile(at(file), 'utf8');
+  const [leaf, intermediate, root] = [
+    await text('leaf.pem'),
+    await text('intermediate.pem'),
+    await text('root.pem'),
+  ];
+  const der = (pem: string) => new X509Certificate(pem).raw;
   return {
-    root,
-    x5c: [leaf, intermediate, root].map((certificate) => certificate.toString('base64')),
-    leafKey: createPrivateKey(await readFile(at('leaf.key'))),
+    root: der(root),
+    x5c: [leaf, intermediate, root].map((pem) => der(pem).toString('base64')),
+    leafKey: createPrivateKey(await text('leaf.key')),
+    issuer: { certificate: root, key: await text('root.key') },
   };
 }

@@ -25,6 +25,7 @@ import {
 type Status = 'incomplete' | 'incomplete_expired' | 'active' | 'past_due' | 'unpaid' | 'paused' | 'canceled';
 interface Refund {
   id: string;
+  amount: number;
   status: 'succeeded' | 'failed';
 }
 interface Dispute {
@@ -60,6 +61,8 @@ export interface StripeStandIn extends StandIn {
   readonly config: StripeConfig;
   /** Somebody pays at the URL that checkout gave: the session becomes a subscription. */
   readonly pay: (url: string, payer: Payer) => Promise<Step>;
+  /** Gives a third of what was paid back. */
+  readonly refundPart: (reference: string) => Promise<Step>;
   /** Signs any event. @param at ms since the epoch */
   readonly sign: (event: object, options?: { secret?: string; at?: number }) => Webhook;
 }
@@ -133,7 +136,7 @@ export async function stripeStandIn(now: () => number = Date.now): Promise<Strip
   const refundOf = (subscription: Subscription, refund: Refund) => ({
     id: refund.id,
     object: 'refund',
-    amount: AMOUNT,
+    amount: refund.amount,
     payment_intent: subscription.payment,
     status: refund.status,
     destination_details: { card: { reference: subscription.payer.cardLast4 } },
@@ -317,7 +320,7 @@ export async function stripeStandIn(now: () => number = Date.now): Promise<Strip
       return [changed(it, 'deleted')];
     },
     refund: (it) => {
-      const refund: Refund = { id: id('re'), status: 'succeeded' };
+      const refund: Refund = { id: id('re'), amount: AMOUNT, status: 'succeeded' };
       it.refunds.push(refund);
       return [emit('charge.refunded', chargeObject(it)), emit('refund.created', refundOf(it, refund))];
     },
@@ -378,6 +381,12 @@ export async function stripeStandIn(now: () => number = Date.now): Promise<Strip
       const completed = { ...session, customer_details: { email: payer.email, name: payer.name } };
       return step(it, [changed(it, 'created'), paid(it), emit('checkout.session.completed', completed)]);
     },
+    async refundPart(reference) {
+      const it = of(reference);
+      const refund: Refund = { id: id('re'), amount: AMOUNT / 3, status: 'succeeded' };
+      it.refunds.push(refund);
+      return step(it, [emit('refund.created', refundOf(it, refund))]);
+    },
     async act(reference, action) {
       const it = of(reference);
       const act = possible(it).includes(action) ? apply[action] : undefined;
@@ -423,7 +432,8 @@ function nextPeriod(it: Subscription): void {
 function paidBack(it: Subscription): 'refund' | 'dispute' | 'lost' | null {
   if (it.disputes.some((dispute) => dispute.status === 'needs_response')) return 'dispute';
   if (it.disputes.some((dispute) => dispute.status === 'lost')) return 'lost';
-  return it.refunds.some((refund) => refund.status === 'succeeded') ? 'refund' : null;
+  const refunded = it.refunds.filter((refund) => refund.status === 'succeeded');
+  return refunded.reduce((sum, refund) => sum + refund.amount, 0) >= AMOUNT ? 'refund' : null;
 }
 
 function possible(it: Subscription): Action[] {
