@@ -3,6 +3,7 @@ import type { Jkt } from '@katafract/shared/dpop';
 import type { PeerId, PublicKey, RegionId } from '@katafract/shared/units';
 import { index, integer, pgTable, primaryKey, text, timestamp, uuid } from 'drizzle-orm/pg-core';
 import { regions } from '../fleet/tables.ts';
+import { subscriptions } from '../sigil/tables.ts';
 
 const when = (name: string) => timestamp(name, { withTimezone: true });
 

@@ -1,0 +1,282 @@
+-- The migrated schema, read back from pg_catalog. Made by a test; not a script to run.
+
+create table address_pool (
+  id integer not null,
+  next_index integer not null,
+  constraint address_pool_pkey PRIMARY KEY (id)
+);
+
+create table audit_log (
+  id bigint generated always as identity not null,
+  at timestamp with time zone not null default now(),
+  actor text not null,
+  action text not null,
+  subject text not null,
+  detail jsonb not null,
+  constraint audit_log_pkey PRIMARY KEY (id)
+);
+
+create table claims (
+  claim uuid not null,
+  subscription_id uuid not null,
+  created_at timestamp with time zone not null default now(),
+  constraint claims_pkey PRIMARY KEY (claim),
+  constraint claims_subscription_id_subscriptions_id_fk FOREIGN KEY (subscription_id) REFERENCES subscriptions(id),
+  constraint claims_subscription_id_unique UNIQUE (subscription_id)
+);
+
+create table devices (
+  subscription_id uuid not null,
+  jkt text not null,
+  bound_at timestamp with time zone not null,
+  revoked_at timestamp with time zone,
+  constraint devices_subscription_id_jkt_pk PRIMARY KEY (subscription_id, jkt),
+  constraint devices_subscription_id_subscriptions_id_fk FOREIGN KEY (subscription_id) REFERENCES subscriptions(id)
+);
+
+create table entitlements (
+  id uuid not null,
+  source text not null,
+  reference text not null,
+  subscription_id uuid,
+  claim uuid,
+  tier text,
+  standing text not null,
+  renews boolean not null,
+  expires_at timestamp with time zone not null,
+  contested boolean not null default false,
+  live boolean not null,
+  read_at timestamp with time zone not null,
+  created_at timestamp with time zone not null default now(),
+  constraint entitlements_pkey PRIMARY KEY (id),
+  constraint entitlements_reference UNIQUE (source, reference),
+  constraint entitlements_subscription_id_subscriptions_id_fk FOREIGN KEY (subscription_id) REFERENCES subscriptions(id)
+);
+
+create table idempotency_keys (
+  scope text not null,
+  key text not null,
+  request_hash text not null,
+  resource_id uuid not null,
+  created_at timestamp with time zone not null default now(),
+  constraint idempotency_keys_scope_key_pk PRIMARY KEY (scope, key)
+);
+
+create table join_tokens (
+  id uuid not null,
+  hash text not null,
+  region_id text not null,
+  node_id text not null,
+  endpoint text,
+  capacity integer not null,
+  created_by text not null,
+  created_at timestamp with time zone not null default now(),
+  expires_at timestamp with time zone not null,
+  used_at timestamp with time zone,
+  used_by text,
+  constraint join_tokens_pkey PRIMARY KEY (id),
+  constraint join_tokens_hash_unique UNIQUE (hash),
+  constraint join_tokens_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id)
+);
+
+create table node_reports (
+  node_id text not null,
+  applied_lineage bigint not null default 0,
+  applied_generation bigint not null default 0,
+  agent_version text,
+  last_seen_at timestamp with time zone,
+  health jsonb,
+  constraint node_reports_pkey PRIMARY KEY (node_id),
+  constraint node_reports_node_id_nodes_id_fk FOREIGN KEY (node_id) REFERENCES nodes(id)
+);
+
+create table nodes (
+  id text not null,
+  region_id text not null,
+  state text not null default 'joining'::text,
+  endpoint text not null,
+  public_key text not null,
+  identity jsonb not null,
+  listen_port integer not null,
+  mtu integer not null,
+  capacity integer not null,
+  peer_count integer not null default 0,
+  lineage bigint not null default 1,
+  generation bigint not null default 0,
+  digest bit(128) not null default (repeat('0'::text, 128))::bit(128),
+  config_generation bigint not null default 0,
+  swept_generation bigint not null default 0,
+  allow_shrink boolean not null default false,
+  created_at timestamp with time zone not null default now(),
+  retired_at timestamp with time zone,
+  constraint nodes_pkey PRIMARY KEY (id),
+  constraint nodes_public_key_unique UNIQUE (public_key),
+  constraint nodes_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id),
+  constraint nodes_state CHECK ((state = ANY (ARRAY['joining'::text, 'active'::text, 'cordoned'::text, 'retired'::text])))
+);
+
+create table peers (
+  id uuid not null,
+  subscription_id uuid not null,
+  public_key text not null,
+  address_index integer not null,
+  region_id text not null,
+  device text,
+  created_at timestamp with time zone not null default now(),
+  provisioned_at timestamp with time zone not null default now(),
+  constraint peers_pkey PRIMARY KEY (id),
+  constraint peers_address_index_unique UNIQUE (address_index),
+  constraint peers_public_key_unique UNIQUE (public_key),
+  constraint peers_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id)
+);
+
+create table placements (
+  node_id text not null,
+  public_key text not null,
+  peer_id uuid,
+  ipv4 text not null,
+  ipv6 text not null,
+  role text not null,
+  rank integer not null,
+  generation bigint not null,
+  removed boolean not null default false,
+  release_at timestamp with time zone,
+  constraint placements_node_id_public_key_pk PRIMARY KEY (node_id, public_key),
+  constraint placements_role CHECK ((role = ANY (ARRAY['primary'::text, 'standby'::text, 'leaving'::text]))),
+  constraint placements_tombstone CHECK ((removed = (peer_id IS NULL)))
+);
+
+create table regions (
+  id text not null,
+  name text not null,
+  country text not null,
+  latitude double precision not null,
+  longitude double precision not null,
+  created_at timestamp with time zone not null default now(),
+  constraint regions_pkey PRIMARY KEY (id)
+);
+
+create table resting_addresses (
+  address_index integer not null,
+  released_at timestamp with time zone not null,
+  constraint resting_addresses_pkey PRIMARY KEY (address_index)
+);
+
+create table sigils (
+  id uuid not null,
+  subscription_id uuid not null,
+  token_hash text not null,
+  kid text not null,
+  tier text not null,
+  issuer text not null,
+  device text,
+  bindings text[],
+  issued_at timestamp with time zone not null,
+  expires_at timestamp with time zone not null,
+  revoked_at timestamp with time zone,
+  idempotency_key text,
+  request_hash text,
+  constraint sigils_pkey PRIMARY KEY (id),
+  constraint sigils_idempotency_key_unique UNIQUE (idempotency_key),
+  constraint sigils_subscription_id_subscriptions_id_fk FOREIGN KEY (subscription_id) REFERENCES subscriptions(id),
+  constraint sigils_token_hash_unique UNIQUE (token_hash)
+);
+
+create table signing_keys (
+  kid text not null,
+  use text not null,
+  public_jwk jsonb not null,
+  sealed_jwk text not null,
+  created_at timestamp with time zone not null default now(),
+  retired_at timestamp with time zone,
+  expires_at timestamp with time zone,
+  constraint signing_keys_pkey PRIMARY KEY (kid)
+);
+
+create table store_cursors (
+  store text not null,
+  through timestamp with time zone not null,
+  constraint store_cursors_pkey PRIMARY KEY (store)
+);
+
+create table store_messages (
+  store text not null,
+  event_id text not null,
+  type text not null,
+  reference text,
+  received_at timestamp with time zone not null,
+  handled_at timestamp with time zone,
+  constraint store_messages_store_event_id_pk PRIMARY KEY (store, event_id)
+);
+
+create table store_reads (
+  store text not null,
+  reference text not null,
+  wanted integer not null default 1,
+  since timestamp with time zone not null,
+  due_at timestamp with time zone not null,
+  background boolean not null,
+  attempts integer not null default 0,
+  fence uuid,
+  leased_until timestamp with time zone,
+  constraint store_reads_store_reference_pk PRIMARY KEY (store, reference)
+);
+
+create table subscriptions (
+  id uuid not null,
+  tier text not null,
+  expires_at timestamp with time zone not null,
+  revoked_at timestamp with time zone,
+  lapsed_at timestamp with time zone,
+  peer_count integer not null default 0,
+  created_at timestamp with time zone not null default now(),
+  constraint subscriptions_pkey PRIMARY KEY (id)
+);
+
+create table suspended_peers (
+  id uuid not null,
+  subscription_id uuid not null,
+  public_key text not null,
+  address_index integer not null,
+  region_id text not null,
+  device text,
+  created_at timestamp with time zone not null,
+  suspended_at timestamp with time zone not null,
+  constraint suspended_peers_pkey PRIMARY KEY (id),
+  constraint suspended_peers_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id),
+  constraint suspended_peers_subscription_id_subscriptions_id_fk FOREIGN KEY (subscription_id) REFERENCES subscriptions(id)
+);
+
+create table vouchers (
+  code_hash text not null,
+  id uuid not null,
+  tier text not null,
+  days integer not null,
+  redeem_before timestamp with time zone not null,
+  claim uuid,
+  redeemed_at timestamp with time zone,
+  created_at timestamp with time zone not null default now(),
+  constraint vouchers_pkey PRIMARY KEY (code_hash),
+  constraint vouchers_id_unique UNIQUE (id)
+);
+
+CREATE INDEX audit_log_action ON public.audit_log USING btree (action, id);
+CREATE INDEX audit_log_subject ON public.audit_log USING btree (subject, id);
+CREATE INDEX entitlements_ending ON public.entitlements USING btree (expires_at) WHERE live;
+CREATE INDEX entitlements_renewing ON public.entitlements USING btree (expires_at) WHERE renews;
+CREATE INDEX entitlements_subscription ON public.entitlements USING btree (subscription_id);
+CREATE INDEX idempotency_keys_created ON public.idempotency_keys USING btree (created_at);
+CREATE INDEX nodes_region ON public.nodes USING btree (region_id);
+CREATE INDEX peers_subscription ON public.peers USING btree (subscription_id, id);
+CREATE INDEX placements_log ON public.placements USING btree (node_id, generation);
+CREATE INDEX placements_peer ON public.placements USING btree (peer_id);
+CREATE INDEX placements_release ON public.placements USING btree (release_at) WHERE (release_at IS NOT NULL);
+CREATE INDEX resting_addresses_released ON public.resting_addresses USING btree (released_at);
+CREATE INDEX sigils_expiry ON public.sigils USING btree (expires_at);
+CREATE INDEX sigils_subscription ON public.sigils USING btree (subscription_id, device);
+CREATE INDEX signing_keys_use ON public.signing_keys USING btree (use);
+CREATE INDEX store_messages_handled ON public.store_messages USING btree (handled_at);
+CREATE INDEX store_messages_waiting ON public.store_messages USING btree (store, reference) WHERE (handled_at IS NULL);
+CREATE INDEX store_reads_due ON public.store_reads USING btree (store, background, due_at);
+CREATE INDEX subscriptions_lapsing ON public.subscriptions USING btree (expires_at) WHERE ((lapsed_at IS NULL) AND (revoked_at IS NULL));
+CREATE INDEX suspended_peers_subscription ON public.suspended_peers USING btree (subscription_id, id);
