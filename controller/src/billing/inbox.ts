@@ -10,8 +10,9 @@
 import type { Database, Sql, Tx } from '../platform/db.ts';
 import type { Signal, StoreName } from './stores/port.ts';
 
-/** Longer than a reading takes, unless the store is very slow; then somebody else may read as well. */
-const LEASE_MS = 30_000;
+/** How long after the death of a reader somebody else takes its wish. Whoever lives renews its lease. */
+const LEASE_MS = 10_000;
+export const RENEW_MS = 3_000;
 
 export interface Reading {
   readonly store: StoreName;
@@ -76,6 +77,13 @@ export async function take(sql: Sql, store: StoreName, now: number, only?: strin
     select event_id as id from store_messages
     where store = ${store} and reference = ${row.reference} and handled_at is null`;
   return { store, ...row, messages: messages.map(({ id }) => id) };
+}
+
+/** Keeps the lease of a reading that takes long. */
+export async function renew(sql: Sql, { store, reference, fence }: Reading, now: number): Promise<void> {
+  await sql`
+    update store_reads set leased_until = ${new Date(now + LEASE_MS)}
+    where store = ${store} and reference = ${reference} and fence = ${fence}`;
 }
 
 /** Locks the wish of a reading. @returns false where the fence is lost: the reading is void */

@@ -137,7 +137,7 @@ export class StoreReader {
   async #read(reading: inbox.Reading): Promise<void> {
     const { db, clock, metrics } = this.#deps;
     const { name } = this.#store;
-    const view = await unlessHalted(this.#deps.halted, this.#store.read(reading.reference));
+    const view = await this.#renewing(reading, this.#store.read(reading.reference));
     this.#failures = 0;
     let acknowledge = false;
     const { outcome, afterCommit } = await db.transaction(async (tx): Promise<Recorded> => {
@@ -156,6 +156,27 @@ export class StoreReader {
     if (acknowledge && view) await this.#acknowledge(reading, view);
   }
 
+  /** Waits for the store, and keeps the lease meanwhile. */
+  async #renewing<T>(reading: inbox.Reading, asked: Promise<T> | T): Promise<T> {
+    const { db, clock, log, halted } = this.#deps;
+    let cancel: () => void = () => undefined;
+    const renew = () => {
+      cancel = clock.after(inbox.RENEW_MS, () => {
+        // a lease that is lost costs a second reading, and is noticed when the result is written
+        inbox
+          .renew(db.sql, reading, clock.now())
+          .catch((err) => log.debug({ err }, 'the lease of a reading was not renewed'));
+        renew();
+      });
+    };
+    renew();
+    try {
+      return await unlessHalted(halted, asked);
+    } finally {
+      cancel();
+    }
+  }
+
   /** The wish stays until the store has taken it, so that it is tried again whatever happens. */
   async #acknowledge(
     reading: inbox.Reading,
@@ -164,7 +185,7 @@ export class StoreReader {
     const { db, clock, metrics } = this.#deps;
     const { name } = this.#store;
     try {
-      await unlessHalted(this.#deps.halted, this.#store.acknowledge?.(view));
+      await this.#renewing(reading, this.#store.acknowledge?.(view));
     } catch (error) {
       metrics.acknowledgements.inc({ store: name, outcome: 'failed' });
       throw error;
@@ -180,6 +201,7 @@ export class StoreReader {
     const store = this.#store.name;
     const { code, retryAfter = 0 } =
       error instanceof KatafractError ? error : { code: 'internal', retryAfter: 0 };
+    if (code === 'shutting_down') return inbox.postpone(db.sql, reading, clock.now(), 0);
     metrics.readings.inc({ store, outcome: code === 'reading_void' ? 'void' : 'failed' });
     if (code === 'store_unavailable') {
       this.#failures += 1;
