@@ -79,8 +79,10 @@ const error = (status: number, type: string, code: string | undefined, message: 
 const missing = (what: string) => error(404, 'invalid_request_error', 'resource_missing', `No such ${what}`);
 
 /** @param now ms since the epoch */
-export async function stripeStandIn(now: () => number = Date.now): Promise<StripeStandIn> {
-  const secretKey = `sk_test_${randomBytes(12).toString('hex')}`;
+export async function stripeStandIn(
+  now: () => number = Date.now,
+  secretKey = `sk_test_${randomBytes(12).toString('hex')}`,
+): Promise<StripeStandIn> {
   const webhookSecret = `whsec_${randomBytes(24).toString('base64url')}`;
   const stripe = new Stripe(secretKey);
   const subscriptions = new Map<string, Subscription>();

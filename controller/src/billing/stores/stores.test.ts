@@ -45,6 +45,14 @@ async function refused(promise: Promise<unknown>): Promise<KatafractError> {
   if (!(error instanceof KatafractError)) throw error;
   return error;
 }
+/** Whole numbers below a limit, the same ones every time (Park and Miller). */
+function sequence(seed: number): (below: number) => number {
+  let state = seed;
+  return (below) => {
+    state = (state * 48_271) % 2_147_483_647;
+    return state % below;
+  };
+}
 /** What a message says, also where it is wrapped in base64. */
 function planted({ body }: Webhook): string {
   const text = new TextDecoder().decode(body);
@@ -147,6 +155,27 @@ describe.each(['stripe', 'apple', 'google'] as const)('%s', (name) => {
         expect(view, what).toMatchObject(step.expected);
       }
       expect((await store.read(reference))?.renews, what).toBe(renews);
+    }
+  });
+
+  it('agrees with the store at every step of any life', async () => {
+    const random = sequence(20_261_122);
+    for (let life = 0; life < 25; life++) {
+      const path: string[] = [];
+      const { reference } = await standIn.create({
+        claim,
+        tier: 'pro',
+        payer: PAYER,
+        pending: random(3) === 0,
+      });
+      for (let step = 0; step < 8; step++) {
+        const possible = standIn.actions(reference);
+        const action = possible[random(possible.length)];
+        if (action === undefined) break;
+        path.push(action);
+        const { expected } = await standIn.act(reference, action);
+        expect(await store.read(reference), path.join(', ')).toMatchObject(expected);
+      }
     }
   });
 

@@ -190,8 +190,23 @@ describe('what Stripe says of a subscription', () => {
   });
 });
 
-it('is not made without a webhook secret: an empty one would verify what anybody signs', () => {
-  for (const webhookSecrets of [[], [''], ['whsec_1', ' ']]) {
-    expect(() => stripeStore({ ...standIn.config, webhookSecrets }, DEPS)).toThrow('webhook secret');
-  }
+describe('the configuration', () => {
+  it('needs webhook secrets: an empty one would verify what anybody signs', () => {
+    for (const webhookSecrets of [[], [''], ['whsec_1', ' ']]) {
+      expect(() => stripeStore({ ...standIn.config, webhookSecrets }, DEPS)).toThrow('webhook secret');
+    }
+  });
+
+  it('takes no test key in live mode, and no test purchase by whatever key', async () => {
+    const live = { ...standIn.config, liveMode: true };
+    expect(() => stripeStore(live, DEPS)).toThrow('test mode');
+    const organization = await stripeStandIn(Date.now, 'sk_org_1234');
+    try {
+      const { reference } = await organization.create({ claim, tier: 'plus', payer: PAYER });
+      expect(await organization.store(DEPS).read(reference)).not.toBeNull();
+      expect(await stripeStore({ ...organization.config, liveMode: true }, DEPS).read(reference)).toBeNull();
+    } finally {
+      await organization.close();
+    }
+  });
 });

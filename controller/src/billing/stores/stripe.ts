@@ -33,14 +33,9 @@ export interface StripeConfig {
 /** Stripe keeps events for 30 days; a day less, so that none falls out between question and answer. */
 const EVENTS_KEPT_MS = 29 * 86_400_000;
 
-/** @throws KatafractError `config_invalid` where no message could ever verify */
+/** @throws KatafractError `config_invalid` where nothing, or anything, would verify, or the modes do not agree */
 export function stripeStore(config: StripeConfig, deps: StoreDeps): StorePort {
-  if (config.webhookSecrets.length === 0 || config.webhookSecrets.some((secret) => secret.trim() === '')) {
-    throw new KatafractError(
-      'config_invalid',
-      'Stripe needs at least one webhook secret, none of them empty',
-    );
-  }
+  check(config);
   const stripe = stripeClient(config, deps);
   const verify = stripeVerifier(config, deps, stripe);
   return {
@@ -59,7 +54,9 @@ export function stripeStore(config: StripeConfig, deps: StoreDeps): StorePort {
     async read(reference) {
       if (!/^sub_\w{1,200}$/.test(reference)) return null;
       const subscription = await asked(stripe.subscriptions.retrieve(reference));
-      return subscription === null ? null : viewOf(stripe, config, subscription);
+      // a key that serves both modes must not bring test purchases to life
+      if (subscription === null || subscription.livemode !== config.liveMode) return null;
+      return viewOf(stripe, config, subscription);
     },
     changedSince: (since, known) => changedSince(stripe, deps, since, known),
     async checkout(wish, idempotencyKey) {
@@ -86,6 +83,19 @@ export function stripeStore(config: StripeConfig, deps: StoreDeps): StorePort {
       return { url: session.url };
     },
   };
+}
+
+function check({ webhookSecrets, secretKey, liveMode }: StripeConfig): void {
+  if (webhookSecrets.length === 0 || webhookSecrets.some((secret) => secret.trim() === '')) {
+    throw new KatafractError(
+      'config_invalid',
+      'Stripe needs at least one webhook secret, none of them empty',
+    );
+  }
+  const mode = /^(?:sk|rk)_(live|test)_/.exec(secretKey)?.[1];
+  if (mode !== undefined && (mode === 'live') !== liveMode) {
+    throw new KatafractError('config_invalid', `the secret key of Stripe is one of its ${mode} mode`);
+  }
 }
 
 /** The caller's key within its claim's own name space: another claim with the same key is another request. */
