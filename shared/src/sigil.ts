@@ -147,10 +147,12 @@ const refused = (code: string, message: string) => new KatafractError(code, mess
  * What a Sigil says of itself, unverified: for who holds it, to know when to refresh it and how to send it. Null for
  * what is no Sigil. Times in milliseconds since the epoch.
  */
-export function readSigil(token: string): { issuedAt: number; expiresAt: number; device: Jkt | null } | null {
+export function readSigil(
+  token: string,
+): { subscription: string; issuedAt: number; expiresAt: number; device: Jkt | null } | null {
   try {
-    const { iat, exp, cnf } = SigilClaims.parse(decodeJwt(token));
-    return { issuedAt: iat * 1000, expiresAt: exp * 1000, device: cnf?.jkt ?? null };
+    const { sub, iat, exp, cnf } = SigilClaims.parse(decodeJwt(token));
+    return { subscription: sub, issuedAt: iat * 1000, expiresAt: exp * 1000, device: cnf?.jkt ?? null };
   } catch {
     return null;
   }

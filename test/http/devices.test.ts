@@ -2,7 +2,12 @@
  * A Sigil that is bound to a device, by the SDK and by hand against a whole controller: it opens every route for that
  * device, nothing for anyone else, and where it ends its peers leave the exits.
  */
+import { mkdtemp, readdir, rm, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { createClient, generateDeviceKey, makeClaimSecret } from '@katafract/client/sdk';
+import { type ClientCredentials, claim, credentialsFor, unbind } from '@katafract/client/wraith/credentials';
+import { hostPorts } from '@katafract/client/wraith/host';
 import type { IssuedSigil, Peer, SigilInfo } from '@katafract/shared/api';
 import { systemClock } from '@katafract/shared/clock';
 import { type DeviceKey, makeProof } from '@katafract/shared/dpop';
@@ -273,6 +278,39 @@ it('the SDK claims, refreshes in time and after it was too late, sets its clock,
   await slow.unbind(deviceKey.jkt);
   await expect(slow.sigil()).rejects.toMatchObject({ code: 'sigil_revoked' });
   expect(readSigil(kept[4] ?? '')?.device).toBe(deviceKey.jkt);
+});
+
+it('wraith claims by a secret or a gift code, keeps what it got for its owner alone, and gives it back', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'wraith-claim-'));
+  const ports = await hostPorts(folder);
+  const connect = ({ sigil, deviceKey, onSigil }: ClientCredentials) =>
+    createClient({
+      baseUrl: one.url,
+      publicUrl: PUBLIC,
+      clock,
+      ...(sigil ? { sigil } : {}),
+      ...(deviceKey ? { deviceKey } : {}),
+      ...(onSigil ? { onSigil } : {}),
+    });
+  const at = (days: number) => new Date(clock.now() + days * 86_400_000).toISOString();
+  const gift = { tier: 'plus', days: 30, count: 1, redeemBefore: at(9) };
+  const { codes } = await one.operate<{ codes: string[] }>('POST', '/v1/admin/vouchers', gift);
+  await claim(ports, connect, { secret: undefined, voucher: codes[0] });
+  const file = join(folder, 'sigil.json');
+  expect((await stat(file)).mode & 0o777).toBe(0o600);
+  // the secret that the code was redeemed for is kept, so it can be claimed again
+  const again = await claim(ports, connect, { secret: undefined, voucher: undefined });
+  expect(again.devices.bound).toBe(1);
+  const minted = await one.mint('plus');
+  expect((await credentialsFor(ports.files, minted.sigil)).sigil).toBe(minted.sigil);
+  const held = await credentialsFor(ports.files, undefined);
+  expect(held.sigil).toBe(again.sigil);
+  const client = connect(held);
+  expect((await client.sigil()).subscription).toBe(again.subscription);
+  await unbind(ports, client);
+  expect(await readdir(folder)).toEqual([]);
+  await expect(client.sigil()).rejects.toMatchObject({ code: 'sigil_revoked' });
+  await rm(folder, { recursive: true });
 });
 
 it('without a device key, a bearer is what it was; with one, too', async () => {

@@ -51,6 +51,7 @@ export type {
 export { type ClaimSecret, makeClaimSecret } from '@katafract/shared/claim';
 export { type DeviceKey, exportDeviceKey, generateDeviceKey, importDeviceKey } from '@katafract/shared/dpop';
 export { KatafractError } from '@katafract/shared/errors';
+export { type SigilClaims, verifySigil, verifySigilRequest } from '@katafract/shared/sigil';
 export { configFor, fillPrivateKey, parseConfig, type WgQuickConfig } from './config.ts';
 export { generateKeyPair, type KeyPair } from './keys.ts';
 export { qrSvg, qrText } from './qr.ts';

@@ -142,7 +142,8 @@ async function route(store: Store, seen: Seen): Promise<Reply> {
 
 function sigilInfo({ peers }: Store): unknown {
   const devices = { used: peers.size, limit: 5 };
-  return { subscription: randomUUID(), tier: 'plus', expiresAt: '2030-01-01T00:00:00Z', devices };
+  const subscription = randomUUID();
+  return { subscription, tier: 'plus', expiresAt: '2030-01-01T00:00:00Z', devices, bindings: [] };
 }
 
 async function provision(store: Store, seen: Seen): Promise<Reply> {

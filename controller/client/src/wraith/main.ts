@@ -4,14 +4,23 @@
  *   wraith up --region eu-de      provision (or reuse) this machine's peer and route everything through it
  *   wraith status                 exit, age of the handshake, transfer, standbys
  *   wraith down                   undo exactly what `up` did
+ *   wraith claim                  get a Sigil for this machine by a claim secret; it is kept and refreshed from then on
  *
- * The Sigil comes from a file or the environment, never from argv, which every user of the machine can read.
+ * Sigils and secrets come from a file or the environment, never from argv, which every user of the machine can read.
  */
 import { readFile } from 'node:fs/promises';
 import { KatafractError } from '@katafract/shared/errors';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { type Client, createClient } from '../sdk.ts';
 import { down, forget, qr, status, type UpWish, up } from './commands.ts';
+import {
+  type ClientCredentials,
+  claim,
+  credentialsFor,
+  deviceThumbprint,
+  keepSigil,
+  unbind,
+} from './credentials.ts';
 import { readDevice } from './device.ts';
 import { hostPorts, locked } from './host.ts';
 import type { Ports } from './ports.ts';
@@ -21,6 +30,10 @@ interface GlobalOptions {
   readonly api?: string;
   readonly sigilFile?: string;
   readonly stateDir: string;
+}
+interface ClaimOptions {
+  readonly secretFile?: string;
+  readonly voucherFile?: string;
 }
 interface UpOptions {
   readonly region?: string;
@@ -45,7 +58,7 @@ function buildProgram(): Command {
     )
     .option(
       '--sigil-file <path>',
-      'file that holds the Sigil (default: the environment variable WRAITH_SIGIL)',
+      'file that holds the Sigil (default: the environment variable WRAITH_SIGIL, else the one that was claimed)',
     )
     .option('--state-dir <path>', 'keys, peer and journal of this device; mode 0700', '/var/lib/wraith');
   program
@@ -69,6 +82,23 @@ function buildProgram(): Command {
     .option('--json', 'for machines', false)
     .action((options: { json: boolean }) => runStatus(program.opts<GlobalOptions>(), options.json));
   program
+    .command('claim')
+    .description('get a Sigil for this machine: by the claim secret of what was paid for, or by a gift code')
+    .option(
+      '--secret-file <path>',
+      'file that holds the secret (default: WRAITH_SECRET; made for a gift code)',
+    )
+    .option('--voucher-file <path>', 'file that holds a gift code (default: WRAITH_VOUCHER)')
+    .action((options: ClaimOptions) => runClaim(program.opts<GlobalOptions>(), options));
+  program
+    .command('unbind')
+    .description("give this machine's place in the subscription back; its Sigil and peer end")
+    .action(() => runUnbind(program.opts<GlobalOptions>()));
+  program
+    .command('key')
+    .description('show the thumbprint of this machine, for which an operator can mint a Sigil')
+    .action(() => runKey(program.opts<GlobalOptions>()));
+  program
     .command('regions')
     .description('list the regions')
     .action(() => runRegions(program.opts<GlobalOptions>()));
@@ -87,7 +117,7 @@ async function runUp(globals: GlobalOptions, options: UpOptions): Promise<void> 
     const api = await apiUrl(globals, ports);
     const { region, exit: node, mtu: size, ...rest } = options;
     const wish: UpWish = { ...rest, api, region, exit: node, mtu: size };
-    const exit = await up(ports, await connect(globals, api), wish);
+    const exit = await up(ports, await connect(globals, api, ports), wish);
     ports.note(`up through ${exit.node} (${exit.region})`);
   });
 }
@@ -96,7 +126,33 @@ async function runDown(globals: GlobalOptions, alsoForget: boolean): Promise<voi
   await locked(globals.stateDir, async () => {
     const ports = await hostPorts(globals.stateDir);
     ports.note((await down(ports)) ? 'down' : 'was not up');
-    if (alsoForget) await forget(ports, await connect(globals, await apiUrl(globals, ports)));
+    if (alsoForget) await forget(ports, await connect(globals, await apiUrl(globals, ports), ports));
+  });
+}
+
+async function runClaim(globals: GlobalOptions, options: ClaimOptions): Promise<void> {
+  await locked(globals.stateDir, async () => {
+    const ports = await hostPorts(globals.stateDir);
+    const api = await apiUrl(globals, ports);
+    const secret = await secretFrom(options.secretFile, process.env.WRAITH_SECRET);
+    const voucher = await secretFrom(options.voucherFile, process.env.WRAITH_VOUCHER);
+    const { tier, devices } = await claim(ports, (given) => clientFor(api, given), { secret, voucher });
+    ports.note(`claimed: ${tier}, device ${devices.bound} of ${devices.limit}`);
+  });
+}
+
+async function runUnbind(globals: GlobalOptions): Promise<void> {
+  await locked(globals.stateDir, async () => {
+    const ports = await hostPorts(globals.stateDir);
+    await down(ports);
+    await unbind(ports, await connect(globals, await apiUrl(globals, ports), ports));
+    ports.note('unbound');
+  });
+}
+
+async function runKey(globals: GlobalOptions): Promise<void> {
+  await locked(globals.stateDir, async () => {
+    console.log(await deviceThumbprint(await hostPorts(globals.stateDir)));
   });
 }
 
@@ -108,7 +164,7 @@ async function runStatus(globals: GlobalOptions, json: boolean): Promise<void> {
 
 async function runRegions(globals: GlobalOptions): Promise<void> {
   const ports = await hostPorts(globals.stateDir);
-  const client = await connect(globals, await apiUrl(globals, ports));
+  const client = await connect(globals, await apiUrl(globals, ports), ports);
   console.log(regionsText(await client.regions()));
 }
 
@@ -117,7 +173,7 @@ async function runQr(globals: GlobalOptions, options: { region?: string; svg: bo
     const ports = await hostPorts(globals.stateDir);
     const api = await apiUrl(globals, ports);
     const wish = { api, region: options.region, newKey: false };
-    console.log(await qr(ports, await connect(globals, api), wish, options.svg ? 'svg' : 'text'));
+    console.log(await qr(ports, await connect(globals, api, ports), wish, options.svg ? 'svg' : 'text'));
   });
 }
 
@@ -129,13 +185,34 @@ async function apiUrl({ api }: GlobalOptions, { files }: Ports): Promise<string>
   return url;
 }
 
-async function connect({ sigilFile }: GlobalOptions, api: string): Promise<Client> {
-  const text = sigilFile === undefined ? process.env.WRAITH_SIGIL : await readFile(sigilFile, 'utf8');
-  const sigil = text?.trim() ?? '';
-  if (sigil === '') {
-    throw new KatafractError('sigil_missing', 'put the Sigil into --sigil-file or WRAITH_SIGIL');
+async function connect({ sigilFile }: GlobalOptions, api: string, { files }: Ports): Promise<Client> {
+  const given = await secretFrom(sigilFile, process.env.WRAITH_SIGIL);
+  const { deviceKey, sigil } = await credentialsFor(files, given);
+  if (sigil === undefined) {
+    const hint = '`wraith claim` one, or put it into --sigil-file or WRAITH_SIGIL';
+    throw new KatafractError('sigil_missing', `there is no Sigil: ${hint}`);
   }
-  return createClient({ baseUrl: api, sigil, retry: RETRY });
+  return clientFor(api, { sigil, deviceKey, onSigil: (fresh) => keepSigil(files, fresh) });
+}
+
+function clientFor(api: string, given: ClientCredentials): Client {
+  const { sigil, deviceKey, onSigil } = given;
+  return createClient({
+    baseUrl: api,
+    retry: RETRY,
+    ...(sigil === undefined ? {} : { sigil }),
+    ...(deviceKey === undefined ? {} : { deviceKey }),
+    ...(onSigil === undefined ? {} : { onSigil }),
+  });
+}
+
+/** From a file, else from the environment; undefined where neither has it. */
+async function secretFrom(
+  path: string | undefined,
+  variable: string | undefined,
+): Promise<string | undefined> {
+  const text = path === undefined ? variable : await readFile(path, 'utf8');
+  return text?.trim() || undefined;
 }
 
 function interfaceName(text: string): string {

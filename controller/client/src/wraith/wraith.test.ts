@@ -340,6 +340,13 @@ describe.skipIf(process.getuid?.() !== 0)('wraith', () => {
         code: 1,
         stderr: expect.stringContaining('(sigil_missing)'),
       });
+      const apart = ['--state-dir', join(directory, 'apart')];
+      const unclaimed = wraith([...apart, 'claim'], { WRAITH_API });
+      await expect(unclaimed).rejects.toMatchObject({ stderr: expect.stringContaining('(secret_missing)') });
+      const shown = await wraith([...apart, 'key']);
+      expect(shown.stdout).toMatch(/^[A-Za-z0-9_-]{43}\n$/);
+      expect((await wraith([...apart, 'key'])).stdout).toBe(shown.stdout);
+      expect((await stat(join(directory, 'apart', 'sigil.json'))).mode & 0o777).toBe(0o600);
       const regions = await wraith(['regions'], { WRAITH_API, WRAITH_SIGIL: SIGIL });
       expect(regions.stdout).toMatch(/^eu-de .*1 exit$/m);
       await expect(wraith(['status'])).rejects.toMatchObject({ code: 3, stdout: 'down\n' });
