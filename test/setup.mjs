@@ -46,6 +46,8 @@ const SSH = [
   ['sshd', 'openssh-server'],
   ['ssh', 'openssh-client'],
 ];
+/** Makes the certificates that stand in for Apple's. */
+const PKI = [['openssl', 'openssl']];
 /** Services those packages would start at boot; the tests start their own instances instead. */
 const UNITS = {
   mosquitto: ['mosquitto.service'],
@@ -212,7 +214,12 @@ const [major = 0, minor = 0] = process.versions.node.split('.').map(Number);
 if (major < 20 || (major === 20 && minor < 19))
   fail(`setup: Node 20.19 or newer is needed, this is ${process.version}`);
 
-const SETS = { '--packages': [], '--demo': LAB, '--test': [...LAB, ...DAEMONS], '--bench': [...LAB, ...SSH] };
+const SETS = {
+  '--packages': [],
+  '--demo': LAB,
+  '--test': [...LAB, ...DAEMONS, ...PKI],
+  '--bench': [...LAB, ...SSH],
+};
 const wanted = process.argv.slice(2);
 const unknown = wanted.filter((flag) => !(flag in SETS));
 if (unknown.length > 0) fail(`setup: unknown ${unknown.join(' ')}; known: ${Object.keys(SETS).join(' ')}`);
