@@ -8,6 +8,7 @@ import { type Device, makeKeys } from '../lab/device.ts';
 import { type Lab, REGIONS, startLab } from '../lab/lab.ts';
 import { INTERNET } from '../lab/network.ts';
 import { type Connection, type Fleet, PROMISES } from './promises.ts';
+import { Shop } from './shop.ts';
 import { Show } from './show.ts';
 import { listNodes, removeState, STATE_FILE, writeState } from './state.ts';
 
@@ -134,18 +135,31 @@ async function bringUp(): Promise<Fleet> {
   show.heading(
     `Katafract: ${EXITS.length} exits in ${REGIONS.length} regions, ${WISHES.length} devices, one machine`,
   );
-  const lab = await startLab({ exits: EXITS, devices: WISHES.length, onStep: (text) => show.done(text) });
+  const shop = await Shop.open();
+  const lab = await startLab({
+    exits: EXITS,
+    devices: WISHES.length + 1,
+    controllerEnv: shop.env,
+    onStep: (text) => show.done(text),
+  }).catch(async (error: unknown) => {
+    await shop.close();
+    throw error;
+  });
   try {
+    await shop.join(lab);
     show.heading('Devices');
     const sigil = await lab.mintSigil('pro');
     const connections: Connection[] = [];
-    for (const [index, device] of lab.devices.entries()) {
+    const [payer, ...devices] = lab.devices.toReversed();
+    if (!payer) throw new Error('there is a device for each wish and one more');
+    for (const [index, device] of devices.toReversed().entries()) {
       connections.push(await connect(lab, sigil, device, WISHES[index] ?? 'fra'));
     }
-    return { lab, sigil, connections };
+    return { lab, sigil, connections, shop, payer };
   } catch (error) {
     show.line(lab.logTails());
     await lab.close();
+    await shop.close();
     throw error;
   }
 }
@@ -176,7 +190,10 @@ async function main(): Promise<boolean> {
     return held;
   } finally {
     removeState();
-    await show.step('everything removed', () => fleet.lab.close());
+    await show.step('everything removed', async () => {
+      await fleet.lab.close();
+      await fleet.shop.close();
+    });
   }
 }
 

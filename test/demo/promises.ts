@@ -7,6 +7,7 @@ import type { Exit } from '../lab/exit.ts';
 import type { Lab } from '../lab/lab.ts';
 import { INTERNET } from '../lab/network.ts';
 import { waitFor } from '../lab/wait.ts';
+import type { Shop } from './shop.ts';
 
 export interface Connection {
   readonly device: Device;
@@ -19,6 +20,9 @@ export interface Fleet {
   readonly lab: Lab;
   readonly sigil: string;
   readonly connections: readonly Connection[];
+  readonly shop: Shop;
+  /** On which somebody pays; none of the connections. */
+  readonly payer: Device;
 }
 
 export interface Claim {
@@ -162,6 +166,35 @@ async function survivesController({ lab, connections, sigil }: Fleet): Promise<v
   await lab.controller.app('DELETE', `/v1/peers/${peer.id}`, sigil);
 }
 
+/**
+ * Paid by a Stripe stand-in that signs as Stripe does: a Sigil that is worth nothing without its device, a tunnel; a
+ * payment that stays out cuts it, and a late one brings it back with the same addresses.
+ */
+async function followsPayment({ lab, shop, payer }: Fleet): Promise<void> {
+  const customer = await shop.buy(payer, 'fra');
+  const { peer, sigil } = customer;
+  const exit = lab.exit(peer.exits[0]?.node ?? '');
+  assert.equal(await payer.httpGet(page(INTERNET.ipv4)), exit.publicAddress4);
+  const stolen = await lab.controller.app('GET', '/v1/peers', sigil);
+  assert.equal(stolen.status, 401, 'the Sigil opened something without its device');
+  const holders = peer.exits.map(({ node }) => lab.exit(node));
+  const held = async () => {
+    const keys = await Promise.all(holders.map((at) => at.exec('wg', ['show', at.tunnel, 'peers'])));
+    return keys.filter((text) => text.includes(peer.publicKey)).length;
+  };
+  await shop.happens(customer, 'failPayment');
+  assert.equal(await held(), holders.length, 'the grace of a failed payment was not kept');
+  await shop.happens(customer, 'hold');
+  await waitFor('the tunnel to be cut', async () => (await held()) === 0);
+  assert.equal(await payer.ping('10.64.0.1', { timeoutMs: 500 }), false, 'the tunnel still passes packets');
+  await shop.happens(customer, 'recover');
+  await waitFor('the tunnel to be back', () => payer.ping('10.64.0.1', { timeoutMs: 500 }));
+  const allowed = await exit.exec('wg', ['show', exit.tunnel, 'allowed-ips']);
+  const line = allowed.split('\n').find((text) => text.startsWith(peer.publicKey)) ?? '';
+  assert.ok(line.includes(`${peer.addresses.ipv4}/32`), 'it came back with other addresses');
+  await payer.down();
+}
+
 export const PROMISES: readonly Claim[] = [
   {
     name: 'every device shakes hands with its exit',
@@ -179,6 +212,10 @@ export const PROMISES: readonly Claim[] = [
   { name: 'a device cannot reach its exit, beyond echo and DNS of the gateway', prove: cannotReachExit },
   { name: 'a device cannot reach the mesh', prove: cannotReachMesh },
   { name: 'a peer added to an exit by hand is removed within a heartbeat', prove: removesRogue },
+  {
+    name: 'a payment opens a tunnel for its device alone, a lapse cuts it, a late payment brings it back',
+    prove: followsPayment,
+  },
   {
     name: 'controller killed: tunnels pass every ping, a standby takes over, all comes back',
     prove: survivesController,

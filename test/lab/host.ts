@@ -145,6 +145,11 @@ export class Host {
     return (await this.#hands()).listen(options);
   }
 
+  /** Makes a port of the machine's own 127.0.0.1 reachable from this host, on its 127.0.0.1. */
+  async expose(port: number): Promise<void> {
+    await (await this.#hands()).expose(port);
+  }
+
   /** A port on the machine's own 127.0.0.1 that leads to an address inside this host. */
   async forward(address: string, port: number): Promise<Forward> {
     return (await this.#hands()).forward(address, port);

@@ -140,6 +140,22 @@ function forward({ address, port }, server) {
   return true;
 }
 
+/** The mirror of `forward`: a socket opened in this host, which its owner outside answers. */
+function expose({ port }) {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once('error', reject);
+    server.listen({ port, host: '127.0.0.1' }, () => resolve(new HandedOver(server)));
+  });
+}
+
+/** A result that is a socket: it goes along with the answer, and is then the owner's alone. */
+class HandedOver {
+  constructor(server) {
+    this.server = server;
+  }
+}
+
 function received({ listener, reset = false }) {
   const { seen } = listeners.get(listener);
   const copy = { count: seen.count, peers: [...seen.peers] };
@@ -155,11 +171,14 @@ function close({ listener }) {
   return listeners.delete(listener);
 }
 
-const operations = { http, probe, udp, listen, forward, received, close };
+const operations = { http, probe, udp, listen, forward, expose, received, close };
 
 process.on('message', async (message, handle) => {
   try {
-    process.send({ id: message.id, result: await operations[message.op](message, handle) });
+    const result = await operations[message.op](message, handle);
+    if (result instanceof HandedOver) {
+      process.send({ id: message.id }, result.server, {}, () => result.server.close());
+    } else process.send({ id: message.id, result });
   } catch (error) {
     process.send({ id: message.id, error: error.code ?? error.message });
   }

@@ -1,6 +1,6 @@
 /** The lab's side of resident.mjs: sockets opened, listened on and forwarded inside a host. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { createServer, type Server } from 'node:net';
+import { connect, createServer, type Server } from 'node:net';
 import { fileURLToPath } from 'node:url';
 
 const SCRIPT = fileURLToPath(new URL('resident.mjs', import.meta.url));
@@ -56,7 +56,7 @@ export class Resident {
 
   private constructor(child: ChildProcess) {
     this.#child = child;
-    child.on('message', (message) => this.#settle(message as Answer));
+    child.on('message', (message, handle) => this.#settle(message as Answer, handle as Server | undefined));
     child.once('exit', (code, signal) => {
       for (const { reject } of this.#waiting.values())
         reject(new Error(`resident ended (${code ?? signal})`));
@@ -84,11 +84,11 @@ export class Resident {
     });
   }
 
-  #settle(answer: Answer): void {
+  #settle(answer: Answer, handle?: Server): void {
     const waiting = this.#waiting.get(answer.id);
     this.#waiting.delete(answer.id);
     if (this.#waiting.size === 0) this.#child.channel?.unref();
-    if (answer.error === undefined) waiting?.resolve(answer.result);
+    if (answer.error === undefined) waiting?.resolve(handle ?? answer.result);
     else waiting?.reject(new Error(answer.error));
   }
 
@@ -153,5 +153,22 @@ export class Resident {
     await this.#ask('forward', { address, port }, server);
     await new Promise((resolve) => server.close(resolve));
     return { port: bound.port };
+  }
+
+  /** Makes a port of the caller's own 127.0.0.1 reachable inside this host, on the same port of its 127.0.0.1. */
+  async expose(port: number): Promise<void> {
+    const server = await this.#ask<Server>('expose', { port });
+    server.on('connection', (inside) => {
+      const outside = connect({ host: '127.0.0.1', port });
+      const end = () => {
+        inside.destroy();
+        outside.destroy();
+      };
+      inside.on('error', end).on('close', end);
+      outside.on('error', end).on('close', end);
+      inside.pipe(outside);
+      outside.pipe(inside);
+    });
+    server.unref();
   }
 }
