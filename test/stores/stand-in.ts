@@ -232,3 +232,10 @@ export function found<T>(value: T | undefined | null, what: string): T {
   if (value === undefined || value === null) throw new Error(`no such ${what}`);
   return value;
 }
+
+/** Payer fields, for errors that quote what they are about. */
+export function payersOf(subscriptions: ReadonlyMap<string, { readonly payer: Payer }>): string {
+  return [...subscriptions.values()]
+    .map(({ payer }) => `${payer.name} <${payer.email}> ${payer.cardLast4}`)
+    .join();
+}
