@@ -63,18 +63,24 @@ export async function record(
   return { outcome: change.changed ? 'applied' : 'unchanged', afterCommit };
 }
 
-/** The subscription of a claim: the one it has opened, or, once it gives access, a new one. */
+/**
+ * The subscription of a claim: the one it has opened, or a new one as soon as there is more than a purchase that waits
+ * for its payment. What was over when it was first read opens one as well, which is over: what we know must not hang
+ * on which of its messages came in time, and whoever holds the secret is told that it ended.
+ */
 async function subscriptionFor(
   deps: SettleDeps,
   tx: Tx,
-  { claim, ...next }: Entitlement,
+  next: Entitlement,
   now: number,
 ): Promise<string | null> {
+  const { claim, tier, standing } = next;
   if (claim === null) return null;
   await store.lockClaim(tx, claim);
   const known = await store.findClaim(tx.sql, claim);
-  if (known !== null || next.tier === null || !isLive({ claim, ...next }, now)) return known;
-  return openFor(deps, tx, claim, { tier: next.tier, expiresAt: next.expiresAt }, now);
+  if (known !== null || tier === null || standing === 'pending') return known;
+  const expiresAt = isLive(next, now) ? next.expiresAt : Math.min(next.expiresAt, now);
+  return openFor(deps, tx, claim, { tier, expiresAt }, now);
 }
 
 /** Opens a subscription for a claim that has none, under `lockClaim`. */

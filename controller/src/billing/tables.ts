@@ -39,7 +39,7 @@ export const entitlements = pgTable(
     source: text().$type<Source>().notNull(),
     /** The store's own id of the purchase; of a code or a grant its id here. */
     reference: text().notNull(),
-    /** Null until it first gave access, and for ever where it bears no claim. */
+    /** Null until it was paid for, and for ever where it bears no claim. */
     subscriptionId: uuid('subscription_id').references(() => subscriptions.id),
     claim: uuid(),
     tier: text().$type<Tier>(),
