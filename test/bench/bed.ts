@@ -37,6 +37,8 @@ export interface Subscription {
 export type FleetOptions = Required<Pick<LabOptions, 'regions' | 'exits' | 'onStep'>> & {
   /** Where CPU profiles of the programs under test go; null for none. */
   readonly profiles: string | null;
+  /** Of the controller, beside what the bench sets. */
+  readonly controllerEnv?: NodeJS.ProcessEnv;
 };
 
 function profiling(folder: string | null): NodeJS.ProcessEnv {
@@ -68,7 +70,8 @@ export class Fleet {
     const db = await openDatabase(database.url, log, { max: 2, name: 'bench' });
     const exits = options.exits.map((exit) => ({ ...exit, capacity: CAPACITY }));
     const env = profiling(options.profiles);
-    const programs = { controllerEnv: env, agentEnv: env, database: database.url };
+    const controllerEnv = { ...options.controllerEnv, ...env };
+    const programs = { controllerEnv, agentEnv: env, database: database.url };
     const { regions, onStep } = options;
     const lab = await Lab.up({ regions, exits, devices: 1, onStep, ...programs });
     return new Fleet(lab, database, db);

@@ -6,6 +6,7 @@
  *   (a) POST to acked, against SSH and against the sum of its parts     (d) bytes of a change
  *   (b) the same, by peers already on the exit                          (e) snapshot of 50,000 peers to a cold node
  *   (c) acked provisions a second, against a bare insert                (f) memory and idle work
+ *   (g) payment to Sigil, lapse to peer gone from the kernel            (h) verified requests, against unverified
  */
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,7 +15,9 @@ import { parseArgs } from 'node:util';
 import { connect } from '../../controller/src/platform/db.ts';
 import { REGIONS } from '../lab/lab.ts';
 import { startPostgres, type TestPostgres } from '../postgres.ts';
+import { Shop } from '../stores/shop.ts';
 import { Fleet, type FleetOptions } from './bed.ts';
+import { measureBilling } from './billing.ts';
 import { measureBytes } from './bytes.ts';
 import { measureFootprint } from './footprint.ts';
 import { describeMachine, type Machine } from './machine.ts';
@@ -22,15 +25,18 @@ import { measureProvision, measureSizes } from './provision.ts';
 import { Report } from './report.ts';
 import { measureSnapshot } from './snapshot.ts';
 import { measureThroughput } from './throughput.ts';
+import { measureVerified } from './verified.ts';
 
 const FOLDER = fileURLToPath(new URL('../../.bench', import.meta.url));
-const USAGE = `npm run bench -- [--only a,b,c,d,e,f] [--quick] [--profile]
+const USAGE = `npm run bench -- [--only a,b,c,d,e,f,g,h] [--quick] [--profile]
 
   --only     some of the measures (see the top of test/bench/main.ts)
   --quick    fewer rounds: to see that it works, not to quote
   --profile  also a CPU profile of the controller and of each agent, in .bench/profiles; costs some of the speed
 `;
-const ALL = ['a', 'b', 'c', 'd', 'e', 'f'];
+/** Those of one fleet with an exit for each size. */
+const SIZED = ['a', 'b', 'd', 'e', 'f'];
+const ALL = [...SIZED, 'c', 'g', 'h'];
 /** An exit for each size, in a region of its own, so that a caller chooses the exit by the region. */
 const SIZES = [
   { exit: 'exit-0', region: 'r0', peers: 0 },
@@ -46,6 +52,8 @@ const FULL = {
   changes: 15,
   snapshots: 5,
   footprint: { settle: 60, watch: 30 },
+  billing: 20,
+  verified: { rounds: 5, requests: 8000 },
 };
 const QUICK: typeof FULL = {
   provision: { rounds: 5, each: 10 },
@@ -54,6 +62,8 @@ const QUICK: typeof FULL = {
   changes: 5,
   snapshots: 1,
   footprint: { settle: 15, watch: 20 },
+  billing: 3,
+  verified: { rounds: 1, requests: 2000 },
 };
 
 interface Options {
@@ -92,7 +102,7 @@ interface Run {
 /** Brings a fleet up, works with it, and takes it down whatever came of it. */
 async function withFleet(
   { postgres, report, options }: Run,
-  spec: Pick<FleetOptions, 'regions' | 'exits'>,
+  spec: Pick<FleetOptions, 'regions' | 'exits' | 'controllerEnv'>,
   work: (fleet: Fleet) => Promise<void>,
 ): Promise<void> {
   const onStep = (text: string) => report.step(text);
@@ -141,6 +151,20 @@ function tenExits(run: Run): Promise<void> {
   );
 }
 
+async function paidFor(run: Run): Promise<void> {
+  const regions = [{ id: 'r0', name: 'r0', country: 'DE', latitude: 50, longitude: 8 }];
+  const exits = ['exit-1', 'exit-2'].map((name) => ({ name, region: 'r0' }));
+  const shop = await Shop.open();
+  try {
+    await withFleet(run, { regions, exits, controllerEnv: shop.env }, async (fleet) => {
+      await shop.join(fleet.lab);
+      await measureBilling(fleet, shop, run.report, run.options.how.billing);
+    });
+  } finally {
+    await shop.close();
+  }
+}
+
 async function machine(postgres: TestPostgres): Promise<Machine> {
   const database = await postgres.createDatabase();
   const sql = connect(database.url, { max: 1 });
@@ -160,8 +184,10 @@ async function main(): Promise<void> {
     const { only, quick, profile } = options;
     const report = new Report(await machine(postgres), { only: [...only], quick, profile });
     const run = { postgres, report, options };
-    if (ALL.some((name) => name !== 'c' && only.has(name))) await oneExitASize(run);
+    if (SIZED.some((name) => only.has(name))) await oneExitASize(run);
     if (only.has('c')) await tenExits(run);
+    if (only.has('g')) await paidFor(run);
+    if (only.has('h')) await measureVerified(postgres, report, options.how.verified);
     console.log(`written to ${report.finish(FOLDER)}`);
   } finally {
     await postgres.stop();

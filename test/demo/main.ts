@@ -7,8 +7,8 @@ import { createClient } from '@katafract/client/sdk';
 import { type Device, makeKeys } from '../lab/device.ts';
 import { type Lab, REGIONS, startLab } from '../lab/lab.ts';
 import { INTERNET } from '../lab/network.ts';
+import { Shop } from '../stores/shop.ts';
 import { type Connection, type Fleet, PROMISES } from './promises.ts';
-import { Shop } from './shop.ts';
 import { Show } from './show.ts';
 import { listNodes, removeState, STATE_FILE, writeState } from './state.ts';
 

@@ -7,7 +7,7 @@ import type { Exit } from '../lab/exit.ts';
 import type { Lab } from '../lab/lab.ts';
 import { INTERNET } from '../lab/network.ts';
 import { waitFor } from '../lab/wait.ts';
-import type { Shop } from './shop.ts';
+import type { Shop } from '../stores/shop.ts';
 
 export interface Connection {
   readonly device: Device;
@@ -182,12 +182,12 @@ async function followsPayment({ lab, shop, payer }: Fleet): Promise<void> {
     const keys = await Promise.all(holders.map((at) => at.exec('wg', ['show', at.tunnel, 'peers'])));
     return keys.filter((text) => text.includes(peer.publicKey)).length;
   };
-  await shop.happens(customer, 'failPayment');
+  await shop.happens(customer.purchase, 'failPayment');
   assert.equal(await held(), holders.length, 'the grace of a failed payment was not kept');
-  await shop.happens(customer, 'hold');
+  await shop.happens(customer.purchase, 'hold');
   await waitFor('the tunnel to be cut', async () => (await held()) === 0);
   assert.equal(await payer.ping('10.64.0.1', { timeoutMs: 500 }), false, 'the tunnel still passes packets');
-  await shop.happens(customer, 'recover');
+  await shop.happens(customer.purchase, 'recover');
   await waitFor('the tunnel to be back', () => payer.ping('10.64.0.1', { timeoutMs: 500 }));
   const allowed = await exit.exec('wg', ['show', exit.tunnel, 'allowed-ips']);
   const line = allowed.split('\n').find((text) => text.startsWith(peer.publicKey)) ?? '';

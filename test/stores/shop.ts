@@ -1,11 +1,17 @@
 /** A stand-in of Stripe beside the lab, and a customer of it: who pays, claims, connects, and stops paying. */
 import assert from 'node:assert/strict';
-import { createClient, generateDeviceKey, makeClaimSecret } from '@katafract/client/sdk';
+import {
+  type ClaimSecret,
+  type Client,
+  createClient,
+  generateDeviceKey,
+  makeClaimSecret,
+} from '@katafract/client/sdk';
 import type { Peer } from '@katafract/shared/api';
 import { PAYER, type Stores, startStores } from '../http/stores.ts';
 import { type Device, makeKeys } from '../lab/device.ts';
 import type { Lab } from '../lab/lab.ts';
-import type { Action, Step } from '../stores/stand-in.ts';
+import type { Action, Step } from './stand-in.ts';
 
 export class Shop {
   /** What makes a controller use it. */
@@ -37,15 +43,20 @@ export class Shop {
     return this.#lab.controller;
   }
 
-  /** Pays for `plus`, claims the Sigil on one device, and connects it. */
-  async buy(device: Device, region: string): Promise<Customer> {
+  /** Somebody who goes to pay for `plus`, and has paid; nobody has told the controller yet. */
+  async pay(): Promise<Payment> {
     const { publicApi: baseUrl, publicUrl } = this.#api;
     const client = createClient({ baseUrl, publicUrl, deviceKey: await generateDeviceKey() });
     const secret = makeClaimSecret();
     const page = await client.checkout({ tier: 'plus', secret });
+    return { client, secret, paid: await this.#stores.stripe.pay(page, PAYER) };
+  }
+
+  /** Pays, claims the Sigil on one device, and connects it. */
+  async buy(device: Device, region: string): Promise<Customer> {
+    const { client, secret, paid } = await this.pay();
     await assert.rejects(client.claim({ secret, waitMs: 0 }), { code: 'claim_pending' });
-    const paid = await this.#stores.stripe.pay(page, PAYER);
-    await this.#deliver(paid);
+    await this.deliver(paid);
     const { sigil } = await client.claim({ secret });
     const keys = makeKeys();
     const peer = await client.provision({ publicKey: keys.publicKey, region });
@@ -55,17 +66,24 @@ export class Shop {
   }
 
   /** Something happens to what was bought, and Stripe says so. */
-  async happens({ purchase }: Customer, action: Action): Promise<void> {
-    await this.#deliver(await this.#stores.stripe.act(purchase, action));
+  async happens(purchase: string, action: Action): Promise<void> {
+    await this.deliver(await this.#stores.stripe.act(purchase, action));
   }
 
-  async #deliver({ webhooks }: Step): Promise<void> {
+  /** Posts what Stripe has to say; resolves when all of it is taken. */
+  async deliver({ webhooks }: Step): Promise<void> {
     for (const { body, headers } of webhooks) {
       const url = `${this.#api.publicApi}/v1/webhooks/stripe`;
       const answer = await fetch(url, { method: 'POST', body, headers: { ...headers } });
       assert.equal(answer.status, 200, `the webhook was answered ${answer.status}: ${await answer.text()}`);
     }
   }
+}
+
+export interface Payment {
+  readonly client: Client;
+  readonly secret: ClaimSecret;
+  readonly paid: Step;
 }
 
 export interface Customer {
