@@ -289,7 +289,7 @@ function forgeries(object: Record<string, unknown>, sign: Sign, now: number): Re
     'tampered body': { ...genuine, body: bytes(text.replace('"id":"evt_', '"id":"evt_x')) },
     'no signature': { ...genuine, headers: {} },
     'stale time': sign(event(), { at: now - 301_000 }),
-    'future time': sign(event(), { at: now + 302_000 }),
+    'future time': sign(event(), { at: now + 900_000 }),
     'two times': withHeader(`t=${seconds(now)},${signature}`),
     'unknown scheme only': withHeader(signature.replace('v1=', 'v0=')),
     'another time than was signed': withHeader(signature.replace(/t=\d+/, `t=${seconds(now) + 1}`)),
