@@ -216,9 +216,9 @@ if (major < 20 || (major === 20 && minor < 19))
 
 const SETS = {
   '--packages': [],
-  '--demo': LAB,
+  '--demo': [...LAB, ...PKI],
   '--test': [...LAB, ...DAEMONS, ...PKI],
-  '--bench': [...LAB, ...SSH],
+  '--bench': [...LAB, ...SSH, ...PKI],
 };
 const wanted = process.argv.slice(2);
 const unknown = wanted.filter((flag) => !(flag in SETS));
