@@ -107,6 +107,7 @@ export function redisStore(url: string, onError: (error: unknown) => void): Stor
     keyPrefix: PREFIX,
     // nothing waits for Redis: what cannot be asked now is answered without it
     enableOfflineQueue: false,
+    enableAutoPipelining: true,
     maxRetriesPerRequest: 0,
     connectTimeout: 2000,
     commandTimeout: 250,

@@ -95,17 +95,20 @@ export class Admission {
     verify: (token: string, hash: string) => Promise<SigilClaims>,
   ): Promise<{ state: SigilState | null; now: number }> {
     const now = this.#deps.clock.now();
-    let hash = '';
+    let digest: Buffer | undefined;
+    const digestOf = (token: string) => (digest ??= sha256(token));
     await verifySigilRequest(request, {
       now,
       keys: this.#keys,
       once: this.#once,
       verify: (token) => {
         if (token.length > LONGEST_TOKEN) throw refused('sigil_invalid', 'the Sigil is not valid');
-        hash = sha256(token).toString('hex');
-        return verify(token, hash);
+        return verify(token, digestOf(token).toString('hex'));
       },
+      hash: (token) => digestOf(token).toString('base64url'),
     });
+    // no request passes without a token
+    const hash = digest?.toString('hex') ?? '';
     return { state: await this.#lookUp(hash), now: this.#deps.clock.now() };
   }
 
