@@ -19,6 +19,12 @@ export interface Chain {
   readonly issuer: { readonly certificate: string; readonly key: string };
 }
 
+interface ChainOptions {
+  readonly under?: Chain;
+  readonly markers?: boolean;
+  readonly ocsp?: string;
+}
+
 /** Marks the intermediate (Worldwide Developer Relations). */
 const INTERMEDIATE_OID = '1.2.840.113635.100.6.2.1';
 /** Marks the leaf (App Store receipt signing). */
@@ -29,25 +35,28 @@ const run = promisify(execFile);
 /**
  * @param under whose root issues it; its own by default
  * @param markers false: without Apple's marker extensions, as the root issues for other purposes
+ * @param ocsp where the status of its certificates can be asked for; none by default
  */
-export async function appleChain(options: { under?: Chain; markers?: boolean } = {}): Promise<Chain> {
+export async function appleChain(options: ChainOptions = {}): Promise<Chain> {
   const folder = await mkdtemp(join(tmpdir(), 'kf-pki-'));
   try {
-    return await makeChain(folder, options.under, options.markers ?? true);
+    return await makeChain(folder, options);
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
 }
 
-async function makeChain(folder: string, under: Chain | undefined, markers: boolean): Promise<Chain> {
+async function makeChain(folder: string, options: ChainOptions): Promise<Chain> {
+  const { under, markers = true, ocsp } = options;
   const at = (file: string) => join(folder, file);
   const openssl = (...args: string[]) => run('openssl', args, { cwd: folder });
   const ca = 'basicConstraints=critical,CA:TRUE\nkeyUsage=critical,keyCertSign,cRLSign\n';
   const marker = (oid: string) => (markers ? `${oid}=ASN1:NULL\n` : '');
+  const status = ocsp === undefined ? '' : `authorityInfoAccess=OCSP;URI:${ocsp}\n`;
   const extensions = {
     root: ca,
-    intermediate: `${ca}${marker(INTERMEDIATE_OID)}`,
-    leaf: `basicConstraints=critical,CA:FALSE\n${marker(LEAF_OID)}`,
+    intermediate: `${ca}${status}${marker(INTERMEDIATE_OID)}`,
+    leaf: `basicConstraints=critical,CA:FALSE\n${status}${marker(LEAF_OID)}`,
   };
   const issue = async (who: keyof typeof extensions, ...by: string[]) => {
     const { privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' });

@@ -6,6 +6,7 @@ import {
   type Environment,
 } from '@apple/app-store-server-library';
 import { KatafractError } from '@katafract/shared/errors';
+import { z } from 'zod';
 import { type StoreCall, type StoreDeps, storeCall, storeUnavailable } from './call.ts';
 
 /** What the library's own fetch answers; of it the library reads `ok`, `status` and `json()`. */
@@ -48,13 +49,34 @@ const NONE = new Set<number | null>([
   APIError.INVALID_ORIGINAL_TRANSACTION_ID,
 ]);
 
+const text = z.string().optional();
+const StatusItem = z.object({
+  originalTransactionId: text,
+  status: z.number().optional(),
+  signedTransactionInfo: text,
+  signedRenewalInfo: text,
+});
+export type StatusItem = z.infer<typeof StatusItem>;
+export const Statuses = z.object({
+  data: z.array(z.object({ lastTransactions: z.array(StatusItem).optional() })),
+});
+export const History = z.object({
+  hasMore: z.boolean(),
+  paginationToken: text,
+  notificationHistory: z.array(z.object({ signedPayload: text })).optional(),
+});
+
 /**
- * What Apple answers, or null where it knows no such transaction.
+ * What Apple answers, or null where it knows no such transaction. The library checks an answer's outline only: it
+ * takes a text for a list.
  * @throws KatafractError `store_unavailable`: without the text that Apple sent
  */
-export async function askedApple<T>(answer: Promise<T>): Promise<T | null> {
+export async function askedApple<S extends z.ZodType>(
+  schema: S,
+  answer: Promise<unknown>,
+): Promise<z.infer<S> | null> {
   try {
-    return await answer;
+    return schema.parse(await answer);
   } catch (error) {
     if (error instanceof KatafractError) throw error;
     if (!(error instanceof APIException)) throw storeUnavailable('apple', 'an answer that cannot be read');

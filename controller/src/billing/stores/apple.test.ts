@@ -2,9 +2,10 @@ import { generateKeyPairSync } from 'node:crypto';
 import { claimHash, makeClaimSecret } from '@katafract/shared/claim';
 import { type Clock, systemClock } from '@katafract/shared/clock';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { freePort } from '../../../../test/ports.ts';
 import { type AppleStandIn, appleStandIn } from '../../../../test/stores/apple.ts';
 import { appleChain, type Chain } from '../../../../test/stores/pki.ts';
-import { bytes, type Webhook } from '../../../../test/stores/stand-in.ts';
+import { bytes, type Reply, serve, type Webhook } from '../../../../test/stores/stand-in.ts';
 import { type AppleConfig, appleStore } from './apple.ts';
 import type { CallOutcome, StoreDeps } from './call.ts';
 import type { StorePort } from './port.ts';
@@ -156,6 +157,88 @@ describe('what the App Store says of a subscription', () => {
     expect(await all(distrusting.changedSince(since, none))).toEqual([]);
     expect(seen).toContain('unverified');
     expect(await all(store.changedSince(since, none))).toContain(reference);
+  });
+});
+
+describe('answers that cannot be', () => {
+  /** A store that answers every question so. */
+  async function answering(answer: Reply, check: (store: StorePort) => Promise<void>): Promise<void> {
+    const served = await serve({ failing: () => answer, rateLimited: () => answer }, () => answer);
+    try {
+      await check(appleStore({ ...standIn.config, apiBase: served.url }, DEPS));
+    } finally {
+      await served.close();
+    }
+  }
+  const unavailable = { code: 'store_unavailable', status: 503 };
+
+  it('are not taken: a transaction of another subscription under the id that was asked for', async () => {
+    const { reference } = await bought();
+    const signedTransactionInfo = await standIn.signedTransaction(reference);
+    const item = (originalTransactionId: string) => ({
+      originalTransactionId,
+      status: 1,
+      signedTransactionInfo,
+    });
+    const json = { data: [{ lastTransactions: [item('777'), item(reference)] }] };
+    await answering({ status: 200, json }, async (liar) => {
+      await expect(liar.read('777')).rejects.toMatchObject(unavailable);
+      expect(await liar.read('778')).toBeNull();
+      expect(await liar.read(reference)).toMatchObject({ standing: 'active', renews: false });
+    });
+  });
+
+  it('are not taken for "no such subscription" where Apple says to try again', async () => {
+    const coded = (errorCode: number) => ({
+      status: 404,
+      json: { errorCode, errorMessage: 'for ada@example.com' },
+    });
+    for (const errorCode of [4040002, 4040004, 4040006]) {
+      await answering(coded(errorCode), (store) =>
+        expect(store.read('1')).rejects.toMatchObject(unavailable),
+      );
+    }
+    for (const errorCode of [4040001, 4040005, 4040010]) {
+      await answering(coded(errorCode), async (store) => expect(await store.read('1')).toBeNull());
+    }
+  });
+
+  it('are none: a page of a proxy, JSON of another kind', async () => {
+    for (const answer of [
+      { status: 200 },
+      { status: 200, json: { data: 'ada@example.com' } },
+      { status: 403 },
+    ]) {
+      await answering(answer, async (store) => {
+        const error: unknown = await store.read('1').catch((reason: unknown) => reason);
+        expect(error).toMatchObject(unavailable);
+        expect(String((error as Error).stack)).not.toContain('ada@');
+        await expect(all(store.changedSince(Date.now() - 1000, none))).rejects.toMatchObject(unavailable);
+      });
+    }
+  });
+});
+
+describe('with the status of certificates asked for', () => {
+  const online = (chain: Chain) =>
+    appleStore({ ...standIn.config, rootCertificates: [chain.root], onlineChecks: true }, DEPS);
+
+  it('refuses a chain that does not say where', async () => {
+    const { webhooks } = await bought();
+    const [webhook] = webhooks;
+    const same = appleStore({ ...standIn.config, onlineChecks: true }, DEPS);
+    await expect(webhook && verify(webhook, same)).rejects.toMatchObject({ code: 'webhook_invalid' });
+  });
+
+  it('refuses for now, not for good, where nobody answers', async () => {
+    const { reference } = await bought();
+    const chain = await appleChain({ ocsp: `http://127.0.0.1:${await freePort()}/` });
+    const payload = await standIn.notification(reference, 'DID_RENEW');
+    const webhook = posted(await standIn.sign(payload, chain));
+    await expect(verify(webhook, online(chain))).rejects.toMatchObject({
+      code: 'store_unavailable',
+      status: 503,
+    });
   });
 });
 

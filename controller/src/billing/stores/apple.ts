@@ -4,15 +4,11 @@
  * configuration; nothing that arrives chooses any of them.
  */
 import { createPrivateKey } from 'node:crypto';
-import {
-  AutoRenewStatus,
-  type LastTransactionsItem,
-  type NotificationHistoryResponse,
-  Status,
-} from '@apple/app-store-server-library';
+import { AutoRenewStatus, Status } from '@apple/app-store-server-library';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Tier } from '@katafract/shared/sigil';
-import { AppleClient, askedApple } from './apple-api.ts';
+import type { z } from 'zod';
+import { AppleClient, askedApple, History, Statuses, type StatusItem } from './apple-api.ts';
 import { environmentOf, type SignedData, signedData, subscriptionId, verified } from './apple-signed.ts';
 import { purchaseInvalid, type StoreDeps, storeUnavailable } from './call.ts';
 import { type Standing, type StorePort, type StoreView, tierOf } from './port.ts';
@@ -60,7 +56,7 @@ export function appleStore(config: AppleConfig, deps: StoreDeps): StorePort {
     async read(reference) {
       // it becomes part of a path
       if (!/^\d{1,32}$/.test(reference)) return null;
-      const answer = await askedApple(api.getAllSubscriptionStatuses(reference));
+      const answer = await askedApple(Statuses, api.getAllSubscriptionStatuses(reference));
       const items = (answer?.data ?? []).flatMap((group) => group.lastTransactions ?? []);
       const item = items.find((each) => each.originalTransactionId === reference);
       return item === undefined ? null : viewOf(signed, config, reference, item);
@@ -96,7 +92,7 @@ async function viewOf(
   signed: SignedData,
   config: AppleConfig,
   reference: string,
-  item: LastTransactionsItem,
+  item: StatusItem,
 ): Promise<StoreView> {
   const refuse = (_: 'apple', why: string) =>
     storeUnavailable('apple', `an answer that does not verify: ${why}`);
@@ -152,7 +148,8 @@ async function* changedSince(
   const startDate = Math.min(Math.max(since, earliest), endDate - 1);
   let token: string | null = null;
   for (;;) {
-    const page: NotificationHistoryResponse | null = await askedApple(
+    const page: z.infer<typeof History> | null = await askedApple(
+      History,
       api.getNotificationHistory(token, { startDate, endDate }),
     );
     for (const { signedPayload } of page?.notificationHistory ?? []) {

@@ -24,18 +24,31 @@ export function stripeClient(
 }
 
 /**
- * What Stripe answers, or null where it knows no such thing.
+ * What Stripe answers, or null where it knows no such thing. The library takes any JSON for what was asked: a proxy's
+ * must not pass for a subscription that is gone, or for an empty list.
  * @throws KatafractError `store_unavailable`: without the library's error, which holds what Stripe sent
  */
-export async function asked<T>(answer: Promise<T>): Promise<T | null> {
+export async function asked<T extends { object: string }>(
+  kind: T['object'],
+  answer: Promise<T>,
+): Promise<T | null> {
+  const value = await settled(answer);
+  if (value === null) return null;
+  const whole = value.object === kind && (kind !== 'list' || ('data' in value && Array.isArray(value.data)));
+  if (!whole) throw storeUnavailable('stripe', UNREADABLE);
+  return value;
+}
+
+const UNREADABLE = 'an answer that cannot be read';
+
+async function settled<T>(answer: Promise<T>): Promise<T | null> {
   try {
     return await answer;
   } catch (error) {
     if (!(error instanceof Stripe.errors.StripeError)) throw error;
     if (error.detail instanceof KatafractError) throw error.detail;
     if (error.code === 'resource_missing') return null;
-    const why =
-      error.statusCode === undefined ? 'an answer that cannot be read' : `status ${error.statusCode}`;
+    const why = error.statusCode === undefined ? UNREADABLE : `status ${error.statusCode}`;
     throw storeUnavailable('stripe', why);
   }
 }

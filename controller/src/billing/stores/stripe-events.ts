@@ -102,6 +102,7 @@ export async function subscriptionOf(
   }
   if (!object.payment_intent) return null;
   const payments = await asked(
+    'list',
     stripe.invoicePayments.list({
       payment: { type: 'payment_intent', payment_intent: object.payment_intent },
       expand: ['data.invoice'],

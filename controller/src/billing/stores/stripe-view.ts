@@ -64,7 +64,7 @@ async function paidBack(stripe: Stripe, subscription: Stripe.Subscription): Prom
   if (latest === null) return false;
   const invoice = typeof latest === 'string' ? latest : latest.id;
   // by the payments rather than by the invoice, which is full of payer fields
-  const payments = await asked(stripe.invoicePayments.list({ invoice, status: 'paid', limit: 100 }));
+  const payments = await asked('list', stripe.invoicePayments.list({ invoice, status: 'paid', limit: 100 }));
   let paid = 0;
   let refunded = 0;
   for (const { amount_paid: amount, payment } of payments?.data ?? []) {
@@ -72,8 +72,8 @@ async function paidBack(stripe: Stripe, subscription: Stripe.Subscription): Prom
     if (by === null) continue;
     paid += amount ?? 0;
     const [refunds, disputes] = await Promise.all([
-      asked(stripe.refunds.list({ ...by, limit: 100 })),
-      asked(stripe.disputes.list({ ...by, limit: 100 })),
+      asked('list', stripe.refunds.list({ ...by, limit: 100 })),
+      asked('list', stripe.disputes.list({ ...by, limit: 100 })),
     ]);
     if (disputes?.data.some((dispute) => DISPUTED.has(dispute.status))) return true;
     for (const refund of refunds?.data ?? []) {
@@ -97,7 +97,10 @@ function byPayment(
 async function claimOf(stripe: Stripe, subscription: Stripe.Subscription): Promise<string | null> {
   const own = ClaimHash.safeParse(subscription.metadata[STRIPE_CLAIM]);
   if (own.success) return own.data;
-  const sessions = await asked(stripe.checkout.sessions.list({ subscription: subscription.id, limit: 1 }));
+  const sessions = await asked(
+    'list',
+    stripe.checkout.sessions.list({ subscription: subscription.id, limit: 1 }),
+  );
   const linked = ClaimHash.safeParse(sessions?.data[0]?.client_reference_id);
   return linked.success ? linked.data : null;
 }

@@ -1,7 +1,7 @@
 import { claimHash, makeClaimSecret } from '@katafract/shared/claim';
 import { type Clock, systemClock } from '@katafract/shared/clock';
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
-import type { Webhook } from '../../../../test/stores/stand-in.ts';
+import { serve, type Webhook } from '../../../../test/stores/stand-in.ts';
 import { type StripeStandIn, stripeStandIn } from '../../../../test/stores/stripe.ts';
 import type { StoreDeps } from './call.ts';
 import type { StorePort } from './port.ts';
@@ -182,6 +182,22 @@ describe('what Stripe says of a subscription', () => {
     const { reference } = await bought();
     const other = stripeStore({ ...standIn.config, prices: { price_other: 'pro' } }, DEPS);
     expect(await other.read(reference)).toMatchObject({ tier: null, standing: 'active' });
+  });
+
+  it('is nothing of what a proxy may answer in its place', async () => {
+    for (const answer of [
+      { status: 200 },
+      { status: 200, json: {} },
+      { status: 200, json: [] },
+      { status: 404, json: {} },
+    ]) {
+      const served = await serve({ failing: () => answer, rateLimited: () => answer }, () => answer);
+      const odd = stripeStore({ ...standIn.config, apiBase: served.url }, DEPS);
+      await expect(odd.read('sub_1'), JSON.stringify(answer)).rejects.toMatchObject({
+        code: 'store_unavailable',
+      });
+      await served.close();
+    }
   });
 
   it('cannot be had with another key, which the error does not show', async () => {

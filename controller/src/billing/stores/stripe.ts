@@ -53,7 +53,7 @@ export function stripeStore(config: StripeConfig, deps: StoreDeps): StorePort {
     },
     async read(reference) {
       if (!/^sub_\w{1,200}$/.test(reference)) return null;
-      const subscription = await asked(stripe.subscriptions.retrieve(reference));
+      const subscription = await asked('subscription', stripe.subscriptions.retrieve(reference));
       // a key that serves both modes must not bring test purchases to life
       if (subscription === null || subscription.livemode !== config.liveMode) return null;
       return viewOf(stripe, config, subscription);
@@ -65,6 +65,7 @@ export function stripeStore(config: StripeConfig, deps: StoreDeps): StorePort {
         throw new KatafractError('tier_not_sold', `Stripe sells no tier ${wish.tier}`, { status: 422 });
       }
       const session = await asked(
+        'checkout.session',
         stripe.checkout.sessions.create(
           {
             mode: 'subscription',
@@ -121,6 +122,7 @@ async function* changedSince(
   let after: string | undefined;
   for (;;) {
     const page = await asked(
+      'list',
       stripe.events.list({
         types: SWEPT,
         created,
