@@ -65,6 +65,8 @@ export interface World {
   body(operation: Operation): Arbitrary<unknown> | undefined;
   /** A good token for a security scheme. */
   token(scheme: string): string;
+  /** A whole Authorization header, where the operation takes another than a bearer. */
+  authorization(operation: Operation): string | undefined;
 }
 
 export interface Fuzzed {
@@ -117,7 +119,8 @@ function draftOf(operation: Operation, resolve: Resolve, world: World): Arbitrar
       ...draft,
       operation,
       method,
-      authorization: scheme === null ? null : `Bearer ${world.token(scheme)}`,
+      authorization:
+        scheme === null ? null : (world.authorization(operation) ?? `Bearer ${world.token(scheme)}`),
     }));
 }
 
