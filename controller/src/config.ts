@@ -34,7 +34,8 @@ const VARIABLES = {
   KATAFRACT_DATABASE_POOL: variable(whole(2, 500), 'Database connections at most', '16'),
   REDIS_URL: variable(
     url('redis:', 'rediss:'),
-    'Redis 7 for rate limits shared by several controllers. Without it each keeps its own',
+    'Redis 7 for rate limits, and for proofs of devices that were used, shared by several controllers. ' +
+      'Without it each keeps its own: a stolen proof is then good once at each, for a minute',
   ),
   KATAFRACT_DATA_DIR: variable(
     path.startsWith('/', 'an absolute path'),

@@ -1,9 +1,8 @@
 /**
- * A small store for what may be forgotten: rate limits and caches. In the process, or in Redis where several
- * controllers must agree. Redis may go away at any time; then limits count in the process for a while, loudly, and the
- * API stays up.
+ * A small store for what may be forgotten: rate limits, caches, proofs that were used. In the process, or in Redis where
+ * several controllers must agree. Redis may go away at any time; then each counts by itself for a while, loudly, and
+ * the API stays up.
  */
-
 import { KatafractError } from '@katafract/shared/errors';
 import { Redis } from 'ioredis';
 import type { Counter } from 'prom-client';
@@ -145,7 +144,11 @@ export function resilientStore(
       return result;
     } catch (err) {
       deps.survived.inc({ where: 'redis' });
-      if (!down) deps.log.error({ err }, 'Redis fails: limits are counted in this process until it is back');
+      if (!down)
+        deps.log.error(
+          { err },
+          'Redis fails: limits and used proofs are known to this process alone until it is back',
+        );
       down = true;
       return work(second);
     }

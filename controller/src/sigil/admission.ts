@@ -88,7 +88,9 @@ export class Admission {
     return { jkt: proof.jkt };
   }
 
-  readonly #once = (name: string, ttlMs: number) => this.#deps.replays.once(`dpop:${name}`, ttlMs);
+  /** By a hash: of one length however long a `jti` is, and the store learns of no device. */
+  readonly #once = (name: string, ttlMs: number) =>
+    this.#deps.replays.once(`dpop:${sha256(name).toString('base64url')}`, ttlMs);
 
   async #check(
     request: SigilRequest,

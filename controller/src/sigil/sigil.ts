@@ -167,7 +167,8 @@ export class Sigils {
    * Mints a Sigil, for a new subscription or for one that is there. The same Idempotency-Key with the same request
    * returns the very same token: Ed25519 signs deterministically, so it is made again rather than kept.
    * @throws KatafractError `expiry_past`, `expiry_too_far` (422), `subscription_unknown` (404),
-   * `subscription_revoked`, `idempotency_expired` (409), `idempotency_key_reused` (422)
+   * `subscription_revoked`, `idempotency_expired`, `device_limit` (409), `device_revoked` (403),
+   * `idempotency_key_reused` (422)
    */
   async mint(request: MintRequest, actor: string, idempotencyKey?: string): Promise<Minted> {
     const key = idempotencyKey === undefined ? undefined : `${actor} ${idempotencyKey}`;
