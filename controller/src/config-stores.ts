@@ -48,8 +48,8 @@ const APPLE = {
     path,
     'PEM of the In-App Purchase key from App Store Connect. Turns the App Store on',
   ),
-  KATAFRACT_APPLE_KEY_ID: variable(word, 'Its key id'),
-  KATAFRACT_APPLE_ISSUER_ID: variable(word, 'Its issuer id'),
+  KATAFRACT_APPLE_KEY_ID: variable(word, 'Key id of that key'),
+  KATAFRACT_APPLE_ISSUER_ID: variable(word, 'Issuer id of that key'),
   KATAFRACT_APPLE_BUNDLE_ID: variable(word, 'Bundle id of the app; messages of another are refused'),
   KATAFRACT_APPLE_APP_ID: variable(
     whole(1, Number.MAX_SAFE_INTEGER),
@@ -100,7 +100,11 @@ const GOOGLE = {
     'https://oauth2.googleapis.com/token',
   ),
   KATAFRACT_GOOGLE_PUSH_ISSUER: variable(webUrl, "Issuer of the push's token", 'https://accounts.google.com'),
-  KATAFRACT_GOOGLE_PUSH_JWKS_URL: variable(webUrl, 'Its keys', 'https://www.googleapis.com/oauth2/v3/certs'),
+  KATAFRACT_GOOGLE_PUSH_JWKS_URL: variable(
+    webUrl,
+    "Where that issuer's keys are",
+    'https://www.googleapis.com/oauth2/v3/certs',
+  ),
 } as const;
 
 export const STORE_VARIABLES = { ...STRIPE, ...APPLE, ...GOOGLE } as const;

@@ -73,4 +73,47 @@ describe('the configuration', () => {
       expect(meaning.length).toBeGreaterThan(10);
     }
   });
+
+  const stripe = {
+    KATAFRACT_STRIPE_SECRET_KEY_FILE: '/key',
+    KATAFRACT_STRIPE_WEBHOOK_SECRET_FILE: '/whsec',
+    KATAFRACT_STRIPE_PRICES: 'price_1=plus, price_2=pro',
+    KATAFRACT_STRIPE_SUCCESS_URL: 'https://app.example.org/thanks?of={CHECKOUT_SESSION_ID}',
+    KATAFRACT_STRIPE_CANCEL_URL: 'https://app.example.org/',
+  };
+
+  it('has every store off, and one on with what it needs', () => {
+    expect(loadConfig({}).stores).toEqual({ stripe: null, apple: null, google: null });
+    expect(loadConfig(stripe).stores).toMatchObject({
+      stripe: {
+        apiBase: 'https://api.stripe.com',
+        liveMode: true,
+        prices: { price_1: 'plus', price_2: 'pro' },
+        cancelUrl: 'https://app.example.org',
+      },
+      apple: null,
+    });
+  });
+
+  it('names whatever a store lacks, or has without being on', () => {
+    expect(
+      errorsOf({
+        ...stripe,
+        KATAFRACT_STRIPE_PRICES: 'price_1=gold',
+        KATAFRACT_STRIPE_CANCEL_URL: '',
+        KATAFRACT_APPLE_KEY_FILE: '/key',
+        KATAFRACT_APPLE_KEY_ID: 'id',
+        KATAFRACT_APPLE_ISSUER_ID: 'issuer',
+        KATAFRACT_GOOGLE_PACKAGE: 'org.example',
+      }),
+    ).toEqual([
+      'KATAFRACT_STRIPE_PRICES: id=tier by comma, a tier being one of free, plus, pro, ops',
+      'KATAFRACT_STRIPE_CANCEL_URL: required with KATAFRACT_STRIPE_SECRET_KEY_FILE',
+      'KATAFRACT_APPLE_BUNDLE_ID: required with KATAFRACT_APPLE_KEY_FILE',
+      'KATAFRACT_APPLE_ROOTS: required with KATAFRACT_APPLE_KEY_FILE',
+      'KATAFRACT_APPLE_PRODUCTS: required with KATAFRACT_APPLE_KEY_FILE',
+      'KATAFRACT_GOOGLE_PACKAGE: means nothing without KATAFRACT_GOOGLE_KEY_FILE',
+      'KATAFRACT_APPLE_APP_ID: required in Production',
+    ]);
+  });
 });

@@ -1,5 +1,5 @@
 import { KatafractError } from '@katafract/shared/errors';
-import { afterAll, beforeAll, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { useDatabase } from '../../test/database.ts';
 import { waitFor } from '../../test/lab/wait.ts';
 import { createJobs, type Job } from './jobs.ts';
@@ -114,4 +114,83 @@ it('stops only when what runs has ended', async () => {
   finish();
   await stopped;
   expect(ended).toBe(true);
+});
+
+describe('a job with a time of its own', () => {
+  function timed(next: () => Promise<number | null>, everyMs = 60_000) {
+    const waits: number[] = [];
+    const tasks: (() => void)[] = [];
+    const clock = {
+      now: () => 1000,
+      after(ms: number, task: () => void) {
+        waits.push(ms);
+        tasks.push(task);
+        return () => void tasks.splice(tasks.indexOf(task), 1);
+      },
+    };
+    let runs = 0;
+    let hold: Promise<void> = Promise.resolve();
+    const run = async () => {
+      runs++;
+      await hold;
+    };
+    const jobs = createJobs([{ name: 'job', everyMs, on: 'each', run, next }], {
+      clock,
+      lease: createLease(db, LOCK),
+      log,
+      metrics: createMetrics(),
+    });
+    jobs.start();
+    const tick = () => tasks.shift()?.();
+    const again = (count: number) => waitFor('the next time', () => waits.length === count, { everyMs: 5 });
+    const pause = () => {
+      let resume: () => void = () => undefined;
+      hold = new Promise((resolve) => {
+        resume = resolve;
+      });
+      return () => resume();
+    };
+    return { jobs, tick, again, waits, pause, runs: () => runs, waiting: () => tasks.length };
+  }
+
+  it('runs when that has come, at the latest after its interval, and never without pause', async () => {
+    const times = [5000, null, 900_000, 0];
+    const job = timed(async () => times.shift() ?? null);
+    for (const count of [2, 3, 4, 5]) {
+      job.tick();
+      await job.again(count);
+    }
+    expect(job.waits).toEqual([1000, 4000, 60_000, 60_000, 20]);
+    await job.jobs.stop();
+  });
+
+  it('runs soon again where its time could not be told', async () => {
+    const job = timed(() => Promise.reject(new KatafractError('no', 'no')));
+    job.tick();
+    await job.again(2);
+    expect(job.waits).toEqual([1000, 5000]);
+    await job.jobs.stop();
+  });
+
+  it('runs at once when it is woken, and once more when that happens while it runs', async () => {
+    const job = timed(async () => null);
+    job.jobs.wake('no such job');
+    job.jobs.wake('job');
+    expect(job.waits).toEqual([1000, 0]);
+    expect(job.waiting(), 'the earlier time is off').toBe(1);
+    const resume = job.pause();
+    job.tick();
+    job.jobs.wake('job');
+    job.jobs.wake('job');
+    resume();
+    await job.again(3);
+    expect(job.waits).toEqual([1000, 0, 0]);
+    job.tick();
+    await job.again(4);
+    expect(job.waits.at(-1)).toBe(60_000);
+    expect(job.runs()).toBe(2);
+    await job.jobs.stop();
+    job.jobs.wake('job');
+    expect(job.waiting()).toBe(0);
+  });
 });
