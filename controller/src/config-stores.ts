@@ -40,7 +40,7 @@ const STRIPE = {
     'How long a subscription whose renewal failed keeps its access, while Stripe tries again',
     '14',
   ),
-  KATAFRACT_STRIPE_URL: variable(webUrl, "Stripe's API", 'https://api.stripe.com'),
+  KATAFRACT_STRIPE_URL: variable(webUrl, "Where Stripe's API answers", 'https://api.stripe.com'),
 } as const;
 
 const APPLE = {
