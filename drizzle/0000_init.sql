@@ -71,6 +71,20 @@ CREATE TABLE "vouchers" (
 	CONSTRAINT "vouchers_id_unique" UNIQUE("id")
 );
 --> statement-breakpoint
+CREATE TABLE "drains" (
+	"id" uuid PRIMARY KEY NOT NULL,
+	"node_id" text NOT NULL,
+	"state" text NOT NULL,
+	"wanted_by" text NOT NULL,
+	"before" text NOT NULL,
+	"deadline" timestamp with time zone,
+	"total" integer NOT NULL,
+	"moved" integer DEFAULT 0 NOT NULL,
+	"started_at" timestamp with time zone NOT NULL,
+	"ended_at" timestamp with time zone,
+	CONSTRAINT "drains_state" CHECK ("drains"."state" in ('running', 'paused', 'cancelled', 'done'))
+);
+--> statement-breakpoint
 CREATE TABLE "join_tokens" (
 	"id" uuid PRIMARY KEY NOT NULL,
 	"hash" text NOT NULL,
@@ -86,12 +100,22 @@ CREATE TABLE "join_tokens" (
 	CONSTRAINT "join_tokens_hash_unique" UNIQUE("hash")
 );
 --> statement-breakpoint
+CREATE TABLE "node_health" (
+	"node_id" text PRIMARY KEY NOT NULL,
+	"state" text NOT NULL,
+	"reason" text NOT NULL,
+	"since" timestamp with time zone NOT NULL,
+	"flaps" integer NOT NULL,
+	CONSTRAINT "node_health_state" CHECK ("node_health"."state" in ('ok', 'suspect', 'down'))
+);
+--> statement-breakpoint
 CREATE TABLE "node_reports" (
 	"node_id" text PRIMARY KEY NOT NULL,
 	"applied_lineage" bigint DEFAULT 0 NOT NULL,
 	"applied_generation" bigint DEFAULT 0 NOT NULL,
 	"agent_version" text,
 	"last_seen_at" timestamp with time zone,
+	"left_at" timestamp with time zone,
 	"health" jsonb
 );
 --> statement-breakpoint
@@ -105,6 +129,8 @@ CREATE TABLE "nodes" (
 	"listen_port" integer NOT NULL,
 	"mtu" integer NOT NULL,
 	"capacity" integer NOT NULL,
+	"bandwidth_mbit" integer,
+	"provider" text,
 	"peer_count" integer DEFAULT 0 NOT NULL,
 	"lineage" bigint DEFAULT 1 NOT NULL,
 	"generation" bigint DEFAULT 0 NOT NULL,
@@ -115,7 +141,7 @@ CREATE TABLE "nodes" (
 	"created_at" timestamp with time zone DEFAULT now() NOT NULL,
 	"retired_at" timestamp with time zone,
 	CONSTRAINT "nodes_public_key_unique" UNIQUE("public_key"),
-	CONSTRAINT "nodes_state" CHECK ("nodes"."state" in ('joining', 'active', 'cordoned', 'retired'))
+	CONSTRAINT "nodes_state" CHECK ("nodes"."state" in ('joining', 'active', 'cordoned', 'draining', 'drained', 'retired'))
 );
 --> statement-breakpoint
 CREATE TABLE "placements" (
@@ -234,7 +260,9 @@ CREATE TABLE "subscriptions" (
 --> statement-breakpoint
 ALTER TABLE "claims" ADD CONSTRAINT "claims_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "entitlements" ADD CONSTRAINT "entitlements_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "drains" ADD CONSTRAINT "drains_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "join_tokens" ADD CONSTRAINT "join_tokens_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "node_health" ADD CONSTRAINT "node_health_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "node_reports" ADD CONSTRAINT "node_reports_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "nodes" ADD CONSTRAINT "nodes_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "peers" ADD CONSTRAINT "peers_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
@@ -250,6 +278,8 @@ CREATE INDEX "entitlements_renewing" ON "entitlements" USING btree ("expires_at"
 CREATE INDEX "store_messages_waiting" ON "store_messages" USING btree ("store","reference") WHERE "store_messages"."handled_at" is null;--> statement-breakpoint
 CREATE INDEX "store_messages_handled" ON "store_messages" USING btree ("handled_at");--> statement-breakpoint
 CREATE INDEX "store_reads_due" ON "store_reads" USING btree ("store","background","due_at");--> statement-breakpoint
+CREATE UNIQUE INDEX "drains_open" ON "drains" USING btree ("node_id") WHERE "drains"."state" in ('running', 'paused');--> statement-breakpoint
+CREATE INDEX "drains_node" ON "drains" USING btree ("node_id","started_at");--> statement-breakpoint
 CREATE INDEX "nodes_region" ON "nodes" USING btree ("region_id");--> statement-breakpoint
 CREATE INDEX "placements_log" ON "placements" USING btree ("node_id","generation");--> statement-breakpoint
 CREATE INDEX "placements_peer" ON "placements" USING btree ("peer_id");--> statement-breakpoint

@@ -34,6 +34,22 @@ create table devices (
   constraint devices_subscription_id_subscriptions_id_fk FOREIGN KEY (subscription_id) REFERENCES subscriptions(id)
 );
 
+create table drains (
+  id uuid not null,
+  node_id text not null,
+  state text not null,
+  wanted_by text not null,
+  before text not null,
+  deadline timestamp with time zone,
+  total integer not null,
+  moved integer not null default 0,
+  started_at timestamp with time zone not null,
+  ended_at timestamp with time zone,
+  constraint drains_pkey PRIMARY KEY (id),
+  constraint drains_node_id_nodes_id_fk FOREIGN KEY (node_id) REFERENCES nodes(id),
+  constraint drains_state CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'cancelled'::text, 'done'::text])))
+);
+
 create table entitlements (
   id uuid not null,
   source text not null,
@@ -79,12 +95,24 @@ create table join_tokens (
   constraint join_tokens_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id)
 );
 
+create table node_health (
+  node_id text not null,
+  state text not null,
+  reason text not null,
+  since timestamp with time zone not null,
+  flaps integer not null,
+  constraint node_health_pkey PRIMARY KEY (node_id),
+  constraint node_health_node_id_nodes_id_fk FOREIGN KEY (node_id) REFERENCES nodes(id),
+  constraint node_health_state CHECK ((state = ANY (ARRAY['ok'::text, 'suspect'::text, 'down'::text])))
+);
+
 create table node_reports (
   node_id text not null,
   applied_lineage bigint not null default 0,
   applied_generation bigint not null default 0,
   agent_version text,
   last_seen_at timestamp with time zone,
+  left_at timestamp with time zone,
   health jsonb,
   constraint node_reports_pkey PRIMARY KEY (node_id),
   constraint node_reports_node_id_nodes_id_fk FOREIGN KEY (node_id) REFERENCES nodes(id)
@@ -100,6 +128,8 @@ create table nodes (
   listen_port integer not null,
   mtu integer not null,
   capacity integer not null,
+  bandwidth_mbit integer,
+  provider text,
   peer_count integer not null default 0,
   lineage bigint not null default 1,
   generation bigint not null default 0,
@@ -112,7 +142,7 @@ create table nodes (
   constraint nodes_pkey PRIMARY KEY (id),
   constraint nodes_public_key_unique UNIQUE (public_key),
   constraint nodes_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id),
-  constraint nodes_state CHECK ((state = ANY (ARRAY['joining'::text, 'active'::text, 'cordoned'::text, 'retired'::text])))
+  constraint nodes_state CHECK ((state = ANY (ARRAY['joining'::text, 'active'::text, 'cordoned'::text, 'draining'::text, 'drained'::text, 'retired'::text])))
 );
 
 create table peers (
@@ -262,6 +292,8 @@ create table vouchers (
 
 CREATE INDEX audit_log_action ON public.audit_log USING btree (action, id);
 CREATE INDEX audit_log_subject ON public.audit_log USING btree (subject, id);
+CREATE INDEX drains_node ON public.drains USING btree (node_id, started_at);
+CREATE UNIQUE INDEX drains_open ON public.drains USING btree (node_id) WHERE (state = ANY (ARRAY['running'::text, 'paused'::text]));
 CREATE INDEX entitlements_ending ON public.entitlements USING btree (expires_at) WHERE live;
 CREATE INDEX entitlements_renewing ON public.entitlements USING btree (expires_at) WHERE renews;
 CREATE INDEX entitlements_subscription ON public.entitlements USING btree (subscription_id);

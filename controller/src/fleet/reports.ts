@@ -15,6 +15,14 @@ export interface Report {
   health?: Heartbeat;
 }
 
+/** What is to be written of a node; `at` and `leftAt` in milliseconds since the epoch. */
+interface Pending extends Report {
+  /** The last sign of life. */
+  at?: number;
+  /** The last will, where it came after that. */
+  leftAt?: number;
+}
+
 export interface ReportRow {
   node: NodeId;
   lineage: Lineage;
@@ -39,7 +47,7 @@ export class Reports {
   readonly #clock: Clock;
   readonly #instance: string;
   readonly #onFailed: (error: unknown) => void;
-  #pending = new Map<NodeId, Report & { at: number }>();
+  #pending = new Map<NodeId, Pending>();
   #cancel: (() => void) | null = null;
   #flushing: Promise<void> = Promise.resolve();
 
@@ -50,8 +58,19 @@ export class Reports {
     this.#onFailed = onFailed;
   }
 
+  /** A sign of life. */
   add(node: NodeId, report: Report): void {
-    this.#pending.set(node, { ...this.#pending.get(node), ...report, at: this.#clock.now() });
+    const { leftAt: _, ...pending } = this.#pending.get(node) ?? {};
+    this.#set(node, { ...pending, ...report, at: this.#clock.now() });
+  }
+
+  /** The broker says that it is gone. */
+  left(node: NodeId): void {
+    this.#set(node, { ...this.#pending.get(node), leftAt: this.#clock.now() });
+  }
+
+  #set(node: NodeId, pending: Pending): void {
+    this.#pending.set(node, pending);
     this.#cancel ??= this.#clock.after(FLUSH_MS, () => {
       this.#cancel = null;
       this.#flushing = this.#flushing.then(() => this.flush().catch(this.#onFailed));
@@ -60,10 +79,12 @@ export class Reports {
 
   /** Writes what has gathered. */
   async flush(): Promise<void> {
+    const iso = (at: number | undefined) => (at === undefined ? null : new Date(at).toISOString());
     const rows = [...this.#pending].map(([node, report]) => ({
       node,
       ...report,
-      at: new Date(report.at).toISOString(),
+      at: iso(report.at),
+      leftAt: iso(report.leftAt),
     }));
     this.#pending = new Map();
     if (rows.length === 0) return;
@@ -71,10 +92,13 @@ export class Reports {
       await Promise.all([
         sql`set local synchronous_commit = off`,
         sql`
-          insert into node_reports as r (node_id, applied_lineage, applied_generation, agent_version, last_seen_at, health)
-          select n.id, coalesce(j."appliedLineage", 0), coalesce(j."appliedGeneration", 0), j."agentVersion", j.at, j.health
+          insert into node_reports as r
+            (node_id, applied_lineage, applied_generation, agent_version, last_seen_at, left_at, health)
+          select n.id, coalesce(j."appliedLineage", 0), coalesce(j."appliedGeneration", 0), j."agentVersion", j.at,
+                 j."leftAt", j.health
           from jsonb_to_recordset(${sql.json(rows as never)}) as j(
-            node text, "appliedLineage" bigint, "appliedGeneration" bigint, "agentVersion" text, at timestamptz, health jsonb)
+            node text, "appliedLineage" bigint, "appliedGeneration" bigint, "agentVersion" text, at timestamptz,
+            "leftAt" timestamptz, health jsonb)
           join nodes n on n.id = j.node
           order by n.id
           on conflict (node_id) do update set
@@ -82,7 +106,10 @@ export class Reports {
             applied_generation =
               case when excluded.applied_lineage > 0 then excluded.applied_generation else r.applied_generation end,
             agent_version = coalesce(excluded.agent_version, r.agent_version),
-            last_seen_at = excluded.last_seen_at,
+            last_seen_at = coalesce(excluded.last_seen_at, r.last_seen_at),
+            left_at = case
+              when excluded.left_at is not null or excluded.last_seen_at is not null then excluded.left_at
+              else r.left_at end,
             health = coalesce(excluded.health, r.health)`,
         ...this.#notices(rows).map((text) => sql`select pg_notify(${REPORTS_CHANNEL}, ${text})`),
       ]);
@@ -90,9 +117,10 @@ export class Reports {
   }
 
   /** Who spoke, and what was applied. NOTIFY carries at most 8000 bytes, so there may be several. */
-  #notices(rows: readonly (Report & { node: NodeId })[]): string[] {
-    const cuts = Array.from({ length: Math.ceil(rows.length / PER_NOTICE) }, (_, at) =>
-      rows.slice(at * PER_NOTICE, (at + 1) * PER_NOTICE),
+  #notices(rows: readonly (Report & { node: NodeId; at: string | null })[]): string[] {
+    const spoke = rows.filter(({ at }) => at !== null);
+    const cuts = Array.from({ length: Math.ceil(spoke.length / PER_NOTICE) }, (_, at) =>
+      spoke.slice(at * PER_NOTICE, (at + 1) * PER_NOTICE),
     );
     return cuts.map((cut) => {
       const applied = cut

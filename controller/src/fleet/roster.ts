@@ -6,9 +6,11 @@
 import type { Clock } from '@katafract/shared/clock';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Endpoint, NodeId, PublicKey, RegionId } from '@katafract/shared/units';
+import type { Heartbeat } from '@katafract/shared/uplink';
 import type { Database } from '../platform/db.ts';
+import type { HealthState } from './health.ts';
 import { nodeUnknown } from './log.ts';
-import { type Candidate, isAvailable, placePeer } from './rules.ts';
+import { type Candidate, type Choice, type Displaced, isAvailable, placePeer, replacePeer } from './rules.ts';
 import type { NodeState } from './tables.ts';
 
 export interface RegionRow {
@@ -20,17 +22,31 @@ export interface RegionRow {
 }
 
 export interface RosterNode extends Candidate {
+  /** What its line carries, in Mbit/s; null where nobody said. */
+  readonly bandwidthMbit: number | null;
   readonly endpoint: Endpoint;
   readonly publicKey: PublicKey;
+}
+
+/** What a heartbeat tells of how busy a node is. */
+interface Busy {
+  readonly at: number;
+  readonly bytes: number;
+  readonly cpu: number;
+  /** Bits a second since the heartbeat before. */
+  readonly rate: number;
 }
 
 interface NodeRow {
   id: NodeId;
   region: RegionId;
   state: NodeState;
+  health: HealthState;
+  provider: string | null;
   endpoint: Endpoint;
   publicKey: PublicKey;
   capacity: number;
+  bandwidthMbit: number | null;
   peerCount: number;
   lastSeen: string | null;
 }
@@ -42,6 +58,7 @@ export class Roster {
   #nodes = new Map<NodeId, RosterNode>();
   /** Heard here or by notice; the database may have newer of a node that speaks to another controller, or older. */
   readonly #heard = new Map<NodeId, number>();
+  readonly #busy = new Map<NodeId, Busy>();
 
   constructor(db: Database, clock: Clock) {
     this.#db = db;
@@ -54,9 +71,11 @@ export class Roster {
     const [regions, nodes] = await Promise.all([
       sql<RegionRow[]>`select id, name, country, latitude, longitude from regions order by id`,
       sql<NodeRow[]>`
-        select n.id, n.region_id as region, n.state, n.endpoint, n.public_key as "publicKey", n.capacity,
+        select n.id, n.region_id as region, n.state, coalesce(h.state, 'ok') as health, n.provider, n.endpoint,
+               n.public_key as "publicKey", n.capacity, n.bandwidth_mbit as "bandwidthMbit",
                n.peer_count as "peerCount", r.last_seen_at as "lastSeen"
-        from nodes n left join node_reports r on r.node_id = n.id order by n.id`,
+        from nodes n left join node_reports r on r.node_id = n.id left join node_health h on h.node_id = n.id
+        order by n.id`,
     ]);
     this.#regions = new Map(regions.map((region) => [region.id, region]));
     this.#nodes = new Map(
@@ -66,7 +85,7 @@ export class Roster {
         const seen = reported === null ? null : Date.parse(reported);
         const heard = this.#heard.get(row.id);
         const lastSeen = heard === undefined || seen === null ? (heard ?? seen) : Math.max(heard, seen);
-        return [row.id, { ...row, place, lastSeen }];
+        return [row.id, { ...row, place, lastSeen, ...this.#load(row) }];
       }),
     );
   }
@@ -76,6 +95,30 @@ export class Roster {
     const now = this.#clock.now();
     this.#heard.set(id, now);
     this.#update(id, { lastSeen: now });
+  }
+
+  /** How busy a node is by its heartbeat. */
+  observe(id: NodeId, { at, rxBytes, txBytes, cpu }: Heartbeat): void {
+    const before = this.#busy.get(id);
+    const bytes = rxBytes + txBytes;
+    // its counters begin anew with its agent; its own clock measures the interval
+    const rate =
+      before && at > before.at && bytes >= before.bytes
+        ? ((bytes - before.bytes) * 8000) / (at - before.at)
+        : 0;
+    this.#busy.set(id, { at, bytes, cpu, rate });
+    const node = this.#nodes.get(id);
+    if (node) this.#update(id, this.#load(node));
+  }
+
+  #load({ id, bandwidthMbit }: Pick<NodeRow, 'id' | 'bandwidthMbit'>): { cpu: number; bandwidth: number } {
+    const { cpu = 0, rate = 0 } = this.#busy.get(id) ?? {};
+    return { cpu, bandwidth: bandwidthMbit === null ? 0 : rate / (bandwidthMbit * 1e6) };
+  }
+
+  /** When a node last gave a sign of life to any controller that could tell this one. */
+  heard(id: NodeId): number | null {
+    return this.#heard.get(id) ?? this.#nodes.get(id)?.lastSeen ?? null;
   }
 
   /** The node's load after a commit. */
@@ -123,21 +166,43 @@ export class Roster {
    */
   place(wishes: readonly { region: RegionId; standbys: number }[]): (NodeId[] | KatafractError)[] {
     const now = this.#clock.now();
-    const nodes = new Map([...this.#nodes].map(([id, node]) => [id, { ...node }]));
-    const list = [...nodes.values()];
-    return wishes.map((wish) => {
+    const choose = (nodes: Candidate[], wish: { region: RegionId; standbys: number }) => {
       try {
         this.region(wish.region);
-        const chosen = placePeer(list, { ...wish, now });
-        for (const id of chosen) {
-          const node = nodes.get(id);
-          if (node) node.peerCount += 1;
-        }
-        return chosen;
+        return placePeer(nodes, { ...wish, now }).map(({ node }) => node);
       } catch (error) {
         if (error instanceof KatafractError) return error;
         throw error;
       }
+    };
+    return this.#each(wishes, choose, (found) => (Array.isArray(found) ? found : []));
+  }
+
+  /** Chooses anew for several peers that must leave a node, each choice counting for the next. @see replacePeer */
+  replace(displaced: readonly Omit<Displaced, 'now'>[]): Choice[][] {
+    const now = this.#clock.now();
+    return this.#each(
+      displaced,
+      (nodes, wish) => replacePeer(nodes, { ...wish, now }),
+      (found, { present }) => found.map(({ node }) => node).filter((node) => !present.includes(node)),
+    );
+  }
+
+  /** @param added nodes whose load grows by what was found */
+  #each<Wish, Found>(
+    wishes: readonly Wish[],
+    choose: (nodes: Candidate[], wish: Wish) => Found,
+    added: (found: Found, wish: Wish) => readonly NodeId[],
+  ): Found[] {
+    const nodes = new Map([...this.#nodes].map(([id, node]) => [id, { ...node }]));
+    const list = [...nodes.values()];
+    return wishes.map((wish) => {
+      const found = choose(list, wish);
+      for (const id of added(found, wish)) {
+        const node = nodes.get(id);
+        if (node) node.peerCount += 1;
+      }
+      return found;
     });
   }
 }

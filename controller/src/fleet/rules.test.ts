@@ -9,6 +9,7 @@ import {
   type Head,
   isAvailable,
   placePeer,
+  replacePeer,
   SILENT_MS,
 } from './rules.ts';
 
@@ -28,14 +29,18 @@ const node = (id: string, change: Partial<Candidate> = {}): Candidate => {
     region: city as RegionId,
     place: CITIES[city],
     state: 'active',
+    health: 'ok',
+    provider: null,
     capacity: 100,
     peerCount: 0,
+    cpu: 0,
+    bandwidth: 0,
     lastSeen: NOW,
     ...change,
   };
 };
 const place = (nodes: Candidate[], region: string, standbys: number) =>
-  placePeer(nodes, { region: region as RegionId, standbys, now: NOW });
+  placePeer(nodes, { region: region as RegionId, standbys, now: NOW }).map(({ node }) => node);
 
 describe('distance', () => {
   it('is the great circle', () => {
@@ -64,7 +69,37 @@ describe('placement', () => {
     expect(place(nodes, 'fra', 0)).toEqual(['fra-1']);
   });
 
-  it('leaves out nodes that are full, cordoned, retired, joining, silent or never heard', () => {
+  it('counts busy cores and lines, prefers another provider that is not much further, and avoids the full', () => {
+    expect(place([node('fra-1', { cpu: 0.9 }), node('fra-2', { peerCount: 20 })], 'fra', 0)).toEqual([
+      'fra-2',
+    ]);
+    expect(place([node('fra-1', { bandwidth: 0.9 }), node('fra-2', { peerCount: 20 })], 'fra', 0)).toEqual([
+      'fra-2',
+    ]);
+    const first = node('fra-1', { provider: 'a' });
+    const near = node('fra-2', { provider: 'a', peerCount: 1 });
+    const other = node('ams-1', { provider: 'b' });
+    expect(place([first, near, other, node('nyc-1')], 'fra', 2)).toEqual(['fra-1', 'ams-1', 'fra-2']);
+    expect(place([first, near, node('nyc-1', { provider: 'b' })], 'fra', 1)).toEqual(['fra-1', 'fra-2']);
+    expect(place([first, node('fra-2', { peerCount: 95 }), other], 'fra', 1)).toEqual(['fra-1', 'ams-1']);
+  });
+
+  it('takes nodes in doubt only as a last resort, says so, and never those that are down', () => {
+    const wish = { region: 'fra' as RegionId, standbys: 2, now: NOW };
+    const doubtful = [
+      node('fra-1', { health: 'suspect' }),
+      node('fra-2', { peerCount: 90 }),
+      node('fra-3', { health: 'down' }),
+      node('nyc-1'),
+    ];
+    expect(placePeer(doubtful, wish)).toEqual([
+      { node: 'fra-2', reason: 'region' },
+      { node: 'nyc-1', reason: 'nearest' },
+      { node: 'fra-1', reason: 'last_resort' },
+    ]);
+  });
+
+  it('leaves out nodes that are full, draining, cordoned, retired, joining, silent or never heard', () => {
     const out = [
       node('fra-1', { peerCount: 100 }),
       node('fra-2', { state: 'cordoned' }),
@@ -72,6 +107,8 @@ describe('placement', () => {
       node('fra-4', { state: 'joining' }),
       node('fra-5', { lastSeen: NOW - SILENT_MS - 1 }),
       node('fra-6', { lastSeen: null }),
+      node('fra-8', { state: 'draining' }),
+      node('fra-9', { state: 'drained' }),
     ];
     expect(place([...out, node('fra-7'), node('ams-1')], 'fra', 9)).toEqual(['fra-7', 'ams-1']);
     expect(() => place([...out, node('ams-1')], 'fra', 1)).toThrowError(
@@ -107,6 +144,106 @@ describe('placement', () => {
             if (!(error instanceof KatafractError)) throw error;
             expect(usable.some((one) => one.region === 'fra')).toBe(false);
           }
+        },
+      ),
+    );
+  });
+});
+
+describe('another place for a peer', () => {
+  const again = (nodes: Candidate[], present: string[], hurry = true, region = 'fra') =>
+    replacePeer(nodes, {
+      region: region as RegionId,
+      present: present as NodeId[],
+      exits: present.length,
+      hurry,
+      now: NOW,
+    }).map((choice) => `${choice.node} ${choice.reason}`);
+  const fleet = (change: Record<string, Partial<Candidate>>) =>
+    ['fra-1', 'fra-2', 'fra-3', 'ams-1', 'nyc-1'].map((id) => node(id, change[id]));
+
+  it.each([
+    [
+      'a standby takes over from a dead primary, a new one joins',
+      { 'fra-1': { health: 'down' } },
+      ['fra-1', 'ams-1'],
+      ['ams-1 promoted', 'fra-2 nearest'],
+    ],
+    [
+      'the standby of the region first',
+      { 'fra-1': { health: 'down' } },
+      ['fra-1', 'ams-1', 'fra-3'],
+      ['fra-3 promoted', 'ams-1 kept', 'fra-2 nearest'],
+    ],
+    [
+      'a dead standby is replaced, the primary stays',
+      { 'fra-2': { health: 'down' } },
+      ['fra-1', 'fra-2'],
+      ['fra-1 kept', 'fra-3 nearest'],
+    ],
+    [
+      'a standby in doubt comes after one that is well',
+      { 'fra-1': { health: 'down' }, 'fra-2': { health: 'suspect' } },
+      ['fra-1', 'fra-2', 'ams-1'],
+      ['ams-1 promoted', 'fra-2 kept', 'fra-3 nearest'],
+    ],
+    [
+      'all of its exits dead: others',
+      { 'fra-1': { health: 'down' }, 'ams-1': { health: 'down' } },
+      ['fra-1', 'ams-1'],
+      ['fra-2 region', 'fra-3 nearest'],
+    ],
+  ] as [string, Record<string, Partial<Candidate>>, string[], string[]][])(
+    '%s',
+    (_, change, present, expected) => {
+      const found = again(fleet(change), present);
+      expect(found).toEqual(expected);
+    },
+  );
+
+  it('without hurry a node of the region is told first, rather than making a standby abroad the primary', () => {
+    const nodes = fleet({ 'fra-1': { state: 'draining' } });
+    expect(again(nodes, ['fra-1', 'ams-1'], false)).toEqual(['fra-2 region', 'ams-1 kept']);
+    const alone = nodes.filter(({ id }) => id !== 'fra-2' && id !== 'fra-3');
+    expect(again(alone, ['fra-1'], false)).toEqual(['ams-1 nearest']);
+    expect(again([node('fra-1', { state: 'draining' })], ['fra-1'], false)).toEqual([]);
+  });
+
+  it('moves nothing without a reason; never onto a node that cannot take it; always the same way', () => {
+    const candidate = fc.record({
+      city: fc.constantFrom<City>('fra', 'ams', 'nyc', 'sgp'),
+      peerCount: fc.integer({ min: 0, max: 110 }),
+      health: fc.constantFrom<Candidate['health']>('ok', 'ok', 'suspect', 'down'),
+      provider: fc.constantFrom(null, 'a', 'b'),
+      state: fc.constantFrom<Candidate['state']>('active', 'active', 'cordoned', 'draining'),
+    });
+    fc.assert(
+      fc.property(
+        fc.array(candidate, { minLength: 1, maxLength: 12 }),
+        fc.array(fc.nat(), { minLength: 1, maxLength: 4 }),
+        fc.boolean(),
+        (list, picks, hurry) => {
+          const nodes = list.map(({ city, ...rest }, index) => node(`${city}-${index}`, rest));
+          const present = [...new Set(picks.map((pick) => nodes[pick % nodes.length]?.id ?? ''))] as NodeId[];
+          const wish = { region: 'fra' as RegionId, present, exits: present.length, hurry, now: NOW };
+          const choices = replacePeer(nodes, wish);
+          expect(replacePeer([...nodes].reverse(), wish)).toEqual(choices);
+          const stays = (id: NodeId) =>
+            nodes.some(
+              (one) => one.id === id && one.health !== 'down' && ['active', 'cordoned'].includes(one.state),
+            );
+          const kept = present.filter(stays);
+          const ids = choices.map((choice) => choice.node);
+          expect(new Set(ids).size).toBe(ids.length);
+          expect(ids.length).toBeLessThanOrEqual(present.length);
+          for (const id of ids) {
+            const one = nodes.find((each) => each.id === id);
+            expect(kept.includes(id) || (one !== undefined && isAvailable(one, NOW))).toBe(true);
+          }
+          if (present[0] !== undefined && stays(present[0])) expect(ids[0]).toBe(present[0]);
+          if (kept.length === present.length) expect(ids).toEqual(present);
+          if (kept.length > 0)
+            expect(kept.every((id) => ids.includes(id)) || ids.length === present.length).toBe(true);
         },
       ),
     );

@@ -28,9 +28,11 @@ import {
   primaryKey,
   text,
   timestamp,
+  uniqueIndex,
   uuid,
 } from 'drizzle-orm/pg-core';
 import { digest128 } from '../platform/columns.ts';
+import type { HealthReason, HealthState } from './health.ts';
 
 const when = (name: string) => timestamp(name, { withTimezone: true });
 
@@ -44,8 +46,12 @@ export const regions = pgTable('regions', {
   createdAt: when('created_at').notNull().defaultNow(),
 });
 
-/** `joining` until the first hello; `cordoned` keeps its peers and gets no new ones; `retired` may not connect. */
-export const NODE_STATES = ['joining', 'active', 'cordoned', 'retired'] as const;
+/**
+ * The life that operators and the system give a node; whether it is well is another matter (node_health). `joining`
+ * until the first hello; `cordoned` keeps its peers and gets no new ones; `draining` loses them one by one, and is
+ * `drained` without any; `retired` may not connect.
+ */
+export const NODE_STATES = ['joining', 'active', 'cordoned', 'draining', 'drained', 'retired'] as const;
 export type NodeState = (typeof NODE_STATES)[number];
 
 export const nodes = pgTable(
@@ -64,6 +70,10 @@ export const nodes = pgTable(
     mtu: integer().notNull(),
     /** Peers it may carry. */
     capacity: integer().notNull(),
+    /** What its line carries, in Mbit/s, where somebody said. */
+    bandwidthMbit: integer('bandwidth_mbit'),
+    /** Whose machine it is, so that a peer's exits are spread. */
+    provider: text(),
     peerCount: integer('peer_count').notNull().default(0),
     lineage: bigint({ mode: 'number' })
       .$type<Lineage>()
@@ -91,7 +101,10 @@ export const nodes = pgTable(
   },
   (table) => [
     index('nodes_region').on(table.regionId),
-    check('nodes_state', sql`${table.state} in ('joining', 'active', 'cordoned', 'retired')`),
+    check(
+      'nodes_state',
+      sql`${table.state} in ('joining', 'active', 'cordoned', 'draining', 'drained', 'retired')`,
+    ),
   ],
 );
 
@@ -111,9 +124,58 @@ export const nodeReports = pgTable('node_reports', {
     .default(0 as Generation),
   agentVersion: text('agent_version'),
   lastSeenAt: when('last_seen_at'),
+  /** When its last will came; null again once it was heard. */
+  leftAt: when('left_at'),
   /** The last heartbeat: aggregates only. */
   health: jsonb().$type<Heartbeat>(),
 });
+
+/** How each node was last judged to be (health.ts). A row appears with the first judgement. */
+export const nodeHealth = pgTable(
+  'node_health',
+  {
+    nodeId: text('node_id')
+      .$type<NodeId>()
+      .primaryKey()
+      .references(() => nodes.id),
+    state: text().$type<HealthState>().notNull(),
+    reason: text().$type<HealthReason>().notNull(),
+    since: when('since').notNull(),
+    flaps: integer().notNull(),
+  },
+  (table) => [check('node_health_state', sql`${table.state} in ('ok', 'suspect', 'down')`)],
+);
+
+export const DRAIN_STATES = ['running', 'paused', 'cancelled', 'done'] as const;
+export type DrainState = (typeof DRAIN_STATES)[number];
+
+/** Each time a node was to be emptied. What is left to do is in `placements` alone, so it can go on after any crash. */
+export const drains = pgTable(
+  'drains',
+  {
+    id: uuid().primaryKey(),
+    nodeId: text('node_id')
+      .$type<NodeId>()
+      .notNull()
+      .references(() => nodes.id),
+    state: text().$type<DrainState>().notNull(),
+    wantedBy: text('wanted_by').notNull(),
+    /** The node's state before, which it gets back where the drain is cancelled. */
+    before: text().$type<NodeState>().notNull(),
+    /** When the node should be empty: exits that were left let go by then. */
+    deadline: when('deadline'),
+    /** Peers it had, and those that were given other exits. */
+    total: integer().notNull(),
+    moved: integer().notNull().default(0),
+    startedAt: when('started_at').notNull(),
+    endedAt: when('ended_at'),
+  },
+  (table) => [
+    uniqueIndex('drains_open').on(table.nodeId).where(sql`${table.state} in ('running', 'paused')`),
+    index('drains_node').on(table.nodeId, table.startedAt),
+    check('drains_state', sql`${table.state} in ('running', 'paused', 'cancelled', 'done')`),
+  ],
+);
 
 /** `leaving`: replaced by a move, kept until `release_at` so that the device can switch before it breaks. */
 export const PLACEMENT_ROLES = ['primary', 'standby', 'leaving'] as const;
