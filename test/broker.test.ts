@@ -103,12 +103,13 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
   });
 
   async function enrollNode(node: NodeId): Promise<CryptoKey> {
-    const deps = { db, keyring, audit: createAudit(db), fleet, broker: { url: setting.url() }, now };
+    const broker = { url: setting.url() };
+    const deps = { db, keyring, audit: createAudit(db), fleet, broker, now, seedSecret: randomBytes(32) };
     const endpoint = Endpoint.parse('192.0.2.1:51820');
     const { token } = await mintJoinToken(
       deps,
       { region: REGION, node, endpoint, capacity: 10, expiresInSeconds: 60 },
-      'test',
+      { operator: 'test', idempotencyKey: undefined },
     );
     const pair = await generateKeyPair('EdDSA', { crv: 'Ed25519', extractable: true });
     const proof = await mintNodeToken(pair.privateKey, NodeId.parse('enrolling'), 'katafract-enroll', now());

@@ -120,7 +120,7 @@ async function build(
   const { plan } = config;
   const fleet = new Fleet({ db, clock, log, metrics, keyring, bus, plan });
   const broker = await brokerForNodes(config);
-  const enrollment = { db, keyring, audit, fleet, broker, now };
+  const enrollment = { db, keyring, audit, fleet, broker, now, seedSecret: masterKey };
   const { addressRestMs: restMs, ackMs, moveGraceMs } = config;
   const peers = new Peers({ db, clock, fleet, audit, plan, restMs, ackMs, moveGraceMs });
   const sigils = new Sigils({

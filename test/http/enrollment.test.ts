@@ -116,3 +116,23 @@ it("the agent's enroll keeps nothing of a controller that the token does not pin
     await rm(directory, { recursive: true });
   }
 });
+
+it('a join token asked for again with its Idempotency-Key is the same one, also when all ask at once', async () => {
+  const ask = (node: string, headers: Record<string, string>) =>
+    controller.call<{ id: string; token: string; expiresAt: string }>('POST', '/v1/admin/join-tokens', {
+      token: controller.operatorToken,
+      body: { region: 'fra', node, endpoint: '192.0.2.1:51820' },
+      headers,
+    });
+  const key = { 'idempotency-key': 'join-once' };
+  const answers = await Promise.all(Array.from({ length: 20 }, () => ask('fra-again', key)));
+  expect(answers.map(({ status }) => status)).toEqual(answers.map(() => 201));
+  expect(new Set(answers.map(({ text }) => text)).size).toBe(1);
+  expect(await ask('fra-other', key)).toMatchObject({ status: 422, code: 'idempotency_key_reused' });
+  const other = await ask('fra-again', {});
+  expect(other.body.token).not.toBe(answers[0]?.body.token);
+  const { token } = answers[0]?.body ?? { token: '' };
+  expect((await send(await machine(JoinToken.parse(token)))).status).toBe(201);
+  // its answer may have been lost for long: the node is there by now
+  expect((await ask('fra-again', key)).text).toBe(answers[0]?.text);
+});

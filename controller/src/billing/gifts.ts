@@ -1,12 +1,12 @@
 /** What operators give away: grants, each with a claim secret that we make, and voucher codes. */
-import { createHash } from 'node:crypto';
 import { type ClaimSecret, claimHash } from '@katafract/shared/claim';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Tier } from '@katafract/shared/sigil';
 import type { AfterCommit, Tx } from '../platform/db.ts';
 import { uniqueViolation } from '../platform/db.ts';
 import { uuidv7 } from '../platform/ids.ts';
-import { claimSecretOf, codeHash, normalCode, seedOf, uuidOf, voucherCodeOf } from './codes.ts';
+import { type Asked, keyExpired, onceOnly, uuidOf } from '../platform/once.ts';
+import { claimSecretOf, codeHash, normalCode, voucherCodeOf } from './codes.ts';
 import type { ReaderDeps } from './reader.ts';
 import { claimKey } from './rules.ts';
 import { openFor, settle } from './settle.ts';
@@ -47,11 +47,6 @@ export interface Vouchers {
   readonly codes: readonly string[];
 }
 
-interface Asked {
-  readonly operator: string;
-  readonly idempotencyKey: string | undefined;
-}
-
 const LONGEST_MS = 3650 * 86_400_000;
 
 /** @throws KatafractError `expiry_past`, `expiry_too_far` (422) */
@@ -69,7 +64,7 @@ function checkEnd(at: number, now: number): void {
 export async function grant(deps: GiftDeps, request: GrantRequest, asked: Asked): Promise<Granted> {
   const now = deps.clock.now();
   const { tier, expiresAt, reason } = request;
-  const once = onceOnly(deps, 'grants', request, asked);
+  const once = onceOnly(deps.seedSecret, 'grants', request, asked);
   const secret = request.subscription === undefined ? claimSecretOf(once.seed) : null;
   const key = secret && (claimKey(await claimHash(secret)) ?? '');
   const actor = `operator:${asked.operator}`;
@@ -136,7 +131,7 @@ async function keepMinted(
 export async function makeVouchers(deps: GiftDeps, request: VoucherRequest, asked: Asked): Promise<Vouchers> {
   const now = deps.clock.now();
   const { tier, days, count, redeemBefore } = request;
-  const once = onceOnly(deps, 'vouchers', request, asked);
+  const once = onceOnly(deps.seedSecret, 'vouchers', request, asked);
   const batch = uuidOf(once.seed, 'batch');
   const codes = Array.from({ length: count }, (_, index) => voucherCodeOf(once.seed, index));
   const rows = codes.map((code, index) => ({
@@ -162,39 +157,6 @@ export async function makeVouchers(deps: GiftDeps, request: VoucherRequest, aske
   });
 }
 
-/** The rule of the Idempotency-Key for one request of an operator. */
-function onceOnly(deps: GiftDeps, what: string, request: object, { operator, idempotencyKey }: Asked) {
-  const scope = `operator:${operator} ${what}`;
-  const requestHash = createHash('sha256').update(JSON.stringify(request)).digest('hex');
-  const key = idempotencyKey;
-  const seed = seedOf(deps.seedSecret, key === undefined ? undefined : [scope, key, requestHash]);
-  return {
-    seed,
-    /** What this key made before; requests with one key take turns. */
-    async seen({ sql }: Tx): Promise<string | null> {
-      if (key === undefined) return null;
-      await sql`select pg_advisory_xact_lock(hashtextextended(${`${scope} ${key}`}, 7261006))`;
-      const [row] = await sql<{ hash: string; id: string }[]>`
-        select request_hash as hash, resource_id as id from idempotency_keys where scope = ${scope} and key = ${key}`;
-      if (!row) return null;
-      if (row.hash === requestHash) return row.id;
-      throw new KatafractError(
-        'idempotency_key_reused',
-        'this Idempotency-Key came with another request before',
-        {
-          status: 422,
-        },
-      );
-    },
-    async remember({ sql }: Tx, id: string, now: Date): Promise<void> {
-      if (key === undefined) return;
-      await sql`
-        insert into idempotency_keys (scope, key, request_hash, resource_id, created_at)
-        values (${scope}, ${key}, ${requestHash}, ${id}, ${now})`;
-    },
-  };
-}
-
 async function transact<T>(
   { db }: GiftDeps,
   work: (tx: Tx) => Promise<{ result: T; afterCommit: AfterCommit }>,
@@ -205,14 +167,7 @@ async function transact<T>(
     return result;
   } catch (error) {
     // the same key and request after their keeping has ended: the same secrets are made, and are there already
-    if (/^(?:claims|vouchers|entitlements)_/.test(uniqueViolation(error) ?? ''))
-      throw new KatafractError(
-        'idempotency_expired',
-        'what this Idempotency-Key made cannot be shown again',
-        {
-          status: 409,
-        },
-      );
+    if (/^(?:claims|vouchers|entitlements)_/.test(uniqueViolation(error) ?? '')) throw keyExpired();
     throw error;
   }
 }

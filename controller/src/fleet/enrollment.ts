@@ -4,7 +4,7 @@
  * stored as a hash, expires, and works once; only the identity that used it may repeat the call, since its answer may
  * have been lost on the way.
  */
-import { createHash, randomBytes, randomUUID } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import type { EnrollRequest, EnrollResponse, JoinToken } from '@katafract/shared/enroll';
 import { ENROLLING, JoinToken as JoinTokenSchema, splitJoinToken } from '@katafract/shared/enroll';
 import { KatafractError } from '@katafract/shared/errors';
@@ -12,6 +12,7 @@ import { verifyNodeToken } from '@katafract/shared/node-token';
 import type { Endpoint, NodeId, RegionId } from '@katafract/shared/units';
 import { calculateJwkThumbprint, importJWK } from 'jose';
 import { type Sql, uniqueViolation } from '../platform/db.ts';
+import { type Asked, derive, keyExpired, onceOnly, uuidOf } from '../platform/once.ts';
 import type { EnrollmentDeps } from './fleet.ts';
 
 export interface JoinTokenRequest {
@@ -36,34 +37,50 @@ const DEFAULT_MTU = 1420;
 
 const hashOf = (secret: string) => createHash('sha256').update(secret).digest('hex');
 
-/** Makes a join token. The token itself is in the answer and nowhere else. */
+/**
+ * Makes a join token. The token itself is in the answer and nowhere else; repeated with its Idempotency-Key the request
+ * gives the same one.
+ * @throws KatafractError `region_unknown` (422), `node_exists` (409), and of `onceOnly`
+ */
 export async function mintJoinToken(
   deps: EnrollmentDeps,
   request: JoinTokenRequest,
-  operator: string,
+  asked: Asked,
 ): Promise<{ id: string; token: JoinToken; expiresAt: Date }> {
   const { db, keyring, audit, fleet } = deps;
-  fleet.roster.region(request.region);
-  if (fleet.roster.has(request.node)) throw nodeExists(request.node);
-  const secret = randomBytes(32).toString('base64url');
-  const id = randomUUID();
-  const expiresAt = new Date(deps.now() + request.expiresInSeconds * 1000);
-  await db.transaction(async (tx) => {
+  const once = onceOnly(deps.seedSecret, 'join tokens', request, asked);
+  const secret = derive(once.seed, 'join token').toString('base64url');
+  const id = uuidOf(once.seed, 'id of join token');
+  const now = deps.now();
+  const expiresAt = await db.transaction(async (tx) => {
+    const before = await once.seen(tx);
+    if (before !== null) return expiryOf(tx.sql, before);
+    fleet.roster.region(request.region);
+    if (fleet.roster.has(request.node)) throw nodeExists(request.node);
+    const expiresAt = new Date(now + request.expiresInSeconds * 1000);
     await tx.sql`
       insert into join_tokens (id, hash, region_id, node_id, endpoint, capacity, created_by, expires_at)
       values (${id}, ${hashOf(secret)}, ${request.region}, ${request.node}, ${request.endpoint ?? null},
-              ${request.capacity}, ${operator}, ${expiresAt})`;
+              ${request.capacity}, ${asked.operator}, ${expiresAt})`;
     const detail = { region: request.region, expiresAt: expiresAt.toISOString() };
     await audit.record(tx, [
       {
-        actor: `operator:${operator}`,
+        actor: `operator:${asked.operator}`,
         action: 'join_token.created',
         subject: `node:${request.node}`,
         detail,
       },
     ]);
+    await once.remember(tx, id, new Date(now));
+    return expiresAt;
   });
   return { id, token: JoinTokenSchema.parse(`kfj1_${secret}_${keyring.state().thumbprint}`), expiresAt };
+}
+
+async function expiryOf(sql: Sql, id: string): Promise<Date> {
+  const [row] = await sql<{ at: string }[]>`select expires_at as at from join_tokens where id = ${id}`;
+  if (!row) throw keyExpired();
+  return new Date(row.at);
 }
 
 /**

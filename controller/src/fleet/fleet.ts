@@ -57,6 +57,8 @@ export interface EnrollmentDeps {
   /** What nodes are told of the broker. */
   readonly broker: EnrollResponse['broker'];
   readonly now: () => number;
+  /** What the secrets of repeated requests follow from; see platform/once.ts. */
+  readonly seedSecret: Uint8Array;
 }
 
 const COMMITS_CHANNEL = 'kf_commits';

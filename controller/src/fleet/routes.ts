@@ -5,7 +5,16 @@ import { EnrollRequest, EnrollResponse, JoinToken } from '@katafract/shared/enro
 import { Endpoint, NodeId, RegionId } from '@katafract/shared/units';
 import { Heartbeat } from '@katafract/shared/uplink';
 import type { MiddlewareHandler } from 'hono';
-import { type Api, type AppEnv, json, jsonBody, operatorOf, problems, security } from '../platform/api.ts';
+import {
+  type Api,
+  type AppEnv,
+  IdempotencyKeyHeader,
+  json,
+  jsonBody,
+  operatorOf,
+  problems,
+  security,
+} from '../platform/api.ts';
 import type { Bus } from './bus.ts';
 import { enroll, mintJoinToken } from './enrollment.ts';
 import type { EnrollmentDeps } from './fleet.ts';
@@ -131,14 +140,16 @@ function operatorRoutes(api: Api, deps: FleetRoutesDeps): void {
     summary: 'Make a one-time join token for a node',
     description:
       'The token is shown once. Give it to the machine by a file or its environment, not its command line.',
-    request: { body: jsonBody(JoinTokenInput) },
+    request: { headers: IdempotencyKeyHeader, body: jsonBody(JoinTokenInput) },
     responses: {
       201: json(z.object({ id: z.uuid(), token: JoinToken, expiresAt: z.iso.datetime() }), 'The token'),
       ...problems(400, 401, 409, 413, 422),
     },
   });
   api.openapi(mint, async (c) => {
-    const { expiresAt, ...token } = await mintJoinToken(deps, c.req.valid('json'), operatorOf(c).name);
+    const idempotencyKey = c.req.valid('header')['idempotency-key'];
+    const asked = { operator: operatorOf(c).name, idempotencyKey };
+    const { expiresAt, ...token } = await mintJoinToken(deps, c.req.valid('json'), asked);
     return c.json({ ...token, expiresAt: expiresAt.toISOString() }, 201);
   });
   const list = createRoute({
