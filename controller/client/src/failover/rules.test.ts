@@ -174,7 +174,7 @@ describe('an exit dies', () => {
       while (world.state.exit !== 'fra-1') world.look();
       waits.push(Math.round((world.now - left) / MINUTE));
     }
-    expect(waits).toEqual([2, 4, 8, 16, 30, 30, 30, 30]);
+    expect(waits).toEqual([1, 2, 4, 8, 16, 30, 30, 30]);
   });
 });
 
@@ -215,6 +215,13 @@ describe('stays where it is', () => {
     world.run(22 * MINUTE);
     expect(world.state).toMatchObject({ exit: 'fra-1', trying: false, backOffs: 0 });
   });
+});
+
+it('exits that shake hands and lead nowhere are not walked without end', () => {
+  const world = new World(EXITS, [{ at: 10_000, dead: [], hollow: EXITS }]);
+  world.run(30 * MINUTE);
+  const late = world.switches.filter(({ at }) => at > 20 * MINUTE);
+  expect(late.length).toBeLessThan(30);
 });
 
 describe('an exit that leaves', () => {
