@@ -132,8 +132,8 @@ export function initialState(exit: string, now: number): FailoverState {
 }
 
 /** How long the next probe may wait for its answer, in milliseconds. */
-export function probeWait({ trying, waitUntil }: FailoverState): number {
-  return trying && waitUntil === null ? RULES.trialProbeWait : RULES.probeWait;
+export function probeWait({ trying }: FailoverState): number {
+  return trying ? RULES.trialProbeWait : RULES.probeWait;
 }
 
 /** Where the device belongs: the first exit that stays; undefined where none does. */
@@ -171,8 +171,9 @@ function noted(before: FailoverState, seen: Observation, now: number): FailoverS
   if (alive(before, seen)) {
     // an exit that shakes hands and leads nowhere must not have the list walked without end
     const proven = seen.answered || now - before.since > MINUTE;
-    const well = { trying: false, lost: 0, waitUntil: null, ...(proven ? { round: [], backOffs: 0 } : {}) };
-    return { ...before, ...well, switches };
+    const rested = proven || !before.trying ? { waitUntil: null } : {};
+    const sound = proven ? { round: [], backOffs: 0 } : {};
+    return { ...before, ...rested, ...sound, trying: false, lost: 0, switches };
   }
   return { ...before, switches, lost: before.trying ? 0 : before.lost + 1 };
 }
