@@ -113,7 +113,7 @@ it('a subscription ends at its very time, on the controller that leads, whicheve
   await waitFor('the peer', () => holds(publicKey));
   // its grace of an hour ends when it would have ended; any change has the worker look at its clock again
   await pass(HOUR);
-  await grant(two, { expiresAt: inMs(HOUR) });
+  await two.operate('POST', '/v1/admin/sigils', { tier: 'plus', expiresAt: inMs(HOUR) });
   await waitFor('its end', async () => (await own(key, body.sigil)).code === 'sigil_expired');
   // long before the worker would look by itself
   await waitFor('the peer to be gone', () => !holds(publicKey), { deadlineMs: 30_000 });

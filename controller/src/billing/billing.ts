@@ -13,7 +13,7 @@ import type { Peers } from '../peers/peers.ts';
 import type { Database } from '../platform/db.ts';
 import type { Logger } from '../platform/log.ts';
 import type { Metrics } from '../platform/metrics.ts';
-import type { Sigils } from '../sigil/sigil.ts';
+import { ENDS_CHANNEL, type Sigils } from '../sigil/sigil.ts';
 import { type ClaimRequest, claim, storeOff } from './claim.ts';
 import {
   type Granted,
@@ -27,7 +27,6 @@ import * as inbox from './inbox.ts';
 import { type BillingMetrics, createBillingMetrics } from './metrics.ts';
 import { withoutText } from './privacy.ts';
 import { StoreReader } from './reader.ts';
-import { ENDS_CHANNEL } from './settle.ts';
 import type { StoreDeps } from './stores/call.ts';
 import type { Checkout, StoreName, StorePort } from './stores/port.ts';
 import { endDue, nextEnd, readRenewing, reconcile, type WorkerDeps } from './worker.ts';

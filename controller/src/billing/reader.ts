@@ -55,7 +55,7 @@ export class StoreReader {
 
   /** Sees to whatever is due, now or, while the store is paused, after that. Returns at once; never throws. */
   kick(): void {
-    if (this.#stopped) return;
+    if (this.#stopped || this.#deps.halted.aborted) return;
     this.#again = true;
     this.#running ??= this.#run().finally(() => {
       this.#running = null;
@@ -102,7 +102,10 @@ export class StoreReader {
     this.#cancelTimer();
     this.#again = false;
     try {
-      if (this.#deps.clock.now() >= this.#pausedUntil) {
+      const { db, clock } = this.#deps;
+      const due = await inbox.nextDue(db.sql, this.#store.name);
+      const now = clock.now();
+      if (due !== null && due <= now && now >= this.#pausedUntil) {
         await Promise.all(Array.from({ length: LANES }, () => this.#lane()));
       }
       await this.#watch();
@@ -114,8 +117,8 @@ export class StoreReader {
   }
 
   async #lane(): Promise<void> {
-    const { db, clock } = this.#deps;
-    while (!this.#stopped && clock.now() >= this.#pausedUntil) {
+    const { db, clock, halted } = this.#deps;
+    while (!this.#stopped && !halted.aborted && clock.now() >= this.#pausedUntil) {
       const reading = await inbox.take(db.sql, this.#store.name, clock.now());
       if (!reading) return;
       await this.#read(reading).catch((error) => this.#postpone(reading, error));

@@ -8,7 +8,7 @@ import type { Audit, AuditEntry } from '../audit/audit.ts';
 import type { Peers } from '../peers/peers.ts';
 import type { AfterCommit, Tx } from '../platform/db.ts';
 import { uuidv7 } from '../platform/ids.ts';
-import type { Sigils } from '../sigil/sigil.ts';
+import { ENDS_CHANNEL, type Sigils } from '../sigil/sigil.ts';
 import {
   apply,
   type Entitlement,
@@ -26,9 +26,6 @@ export interface SettleDeps {
   /** How long a subscription keeps its peers after it ran out by the clock, in ms. */
   readonly graceMs: number;
 }
-
-/** Told to every controller when the end of a subscription moves, for whoever waits for the next one. */
-export const ENDS_CHANNEL = 'kf_ends';
 
 export interface Recorded {
   readonly outcome: 'applied' | 'unchanged' | 'unclaimable' | 'unknown';
@@ -94,7 +91,6 @@ export async function openFor(
 ): Promise<string> {
   const id = await sigils.openSubscription(tx, terms, actor);
   await store.insertClaim(tx, claim, id, new Date(now));
-  await tx.sql`select pg_notify(${ENDS_CHANNEL}, '')`;
   return id;
 }
 
@@ -155,7 +151,6 @@ async function prolong(
   const same = present.tier === tier && present.expiresAt === expiresAt;
   if (same && !present.lapsed) return nothing;
   await sigils.setSubscription(tx, id, { tier, expiresAt });
-  await tx.sql`select pg_notify(${ENDS_CHANNEL}, '')`;
   return present.lapsed ? peers.resumeOfSubscription(tx, id) : nothing;
 }
 

@@ -18,7 +18,7 @@ import * as store from './store.ts';
 import * as subscriptions from './subscriptions.ts';
 
 export type { DeviceOf } from './devices.ts';
-export type { DeviceRow, SigilRow } from './store.ts';
+export { type DeviceRow, ENDS_CHANNEL, type SigilRow } from './store.ts';
 
 export interface SigilDeps extends AdmissionDeps, DeviceDeps {
   /** The longest life of a Sigil that an operator mints, in days. */

@@ -76,11 +76,15 @@ async function readStates(db: Database, hashes: string[]): Promise<Map<string, S
   );
 }
 
+/** Told to every controller when the end of a subscription has moved, for whoever waits for the next one. */
+export const ENDS_CHANNEL = 'kf_ends';
+
 export async function insertSubscription(
-  { orm }: Tx,
+  { orm, sql }: Tx,
   row: { id: string; tier: Tier; expiresAt: number },
 ): Promise<void> {
   await orm.insert(subscriptions).values({ ...row, expiresAt: new Date(row.expiresAt) });
+  await sql`select pg_notify(${ENDS_CHANNEL}, '')`;
 }
 
 /** Takes the row lock under which a subscription's Sigils and peers change. */
@@ -93,7 +97,7 @@ export async function lockSubscription(
 }
 
 export async function changeSubscription(
-  { orm }: Tx,
+  { orm, sql }: Tx,
   id: string,
   change: { tier: Tier; expiresAt: number },
 ): Promise<void> {
@@ -101,6 +105,7 @@ export async function changeSubscription(
     .update(subscriptions)
     .set({ tier: change.tier, expiresAt: new Date(change.expiresAt), lapsedAt: null })
     .where(eq(subscriptions.id, id));
+  await sql`select pg_notify(${ENDS_CHANNEL}, '')`;
 }
 
 /** Revokes a subscription and every Sigil of it. */
