@@ -4,6 +4,8 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Problem } from '@katafract/shared/problem';
+import { REGIONS_TYP, SIGNATURE_HEADER, verifyBody } from '@katafract/shared/signed-body';
+import type { JSONWebKeySet } from 'jose';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { useDatabase } from '../../test/database.ts';
 import { loadConfig } from './config.ts';
@@ -193,6 +195,21 @@ describe('lists', () => {
     const region = { id: 'fra', name: 'Frankfurt', country: 'DE', latitude: 50.1, longitude: 8.7 };
     expect((await post('/v1/admin/regions', region, operator)).status).toBe(201);
     expect((await call('/v1/regions', { headers: again })).status).toBe(200);
+  });
+
+  it('of regions are signed by a key of the JWKS, also in a 304', async () => {
+    const first = await call('/v1/regions', { headers: app });
+    const body = await first.text();
+    const jwks = (await (await call('/.well-known/jwks.json')).json()) as JSONWebKeySet;
+    const expected = { jwks, typ: REGIONS_TYP };
+    await verifyBody(body, first.headers.get(SIGNATURE_HEADER), expected);
+    await expect(verifyBody(`${body} `, first.headers.get(SIGNATURE_HEADER), expected)).rejects.toThrow(
+      'not signed',
+    );
+    const tag = { 'if-none-match': first.headers.get('etag') ?? '' };
+    const held = await call('/v1/regions', { headers: { ...app, ...tag } });
+    expect(held.status).toBe(304);
+    await verifyBody(body, held.headers.get(SIGNATURE_HEADER), expected);
   });
 
   it('come in pages, each entry once', async () => {

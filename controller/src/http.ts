@@ -7,6 +7,7 @@
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { KatafractError } from '@katafract/shared/errors';
+import { SIGNATURE_HEADER } from '@katafract/shared/signed-body';
 import type { MiddlewareHandler } from 'hono';
 import { cors } from 'hono/cors';
 import { etag, RETAINED_304_HEADERS } from 'hono/etag';
@@ -60,6 +61,7 @@ const EXPOSED = [
   'RateLimit-Policy',
   'WWW-Authenticate',
   'X-Request-Id',
+  SIGNATURE_HEADER,
 ];
 
 type Middleware = MiddlewareHandler<AppEnv>;

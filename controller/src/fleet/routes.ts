@@ -2,6 +2,7 @@
 import { createRoute, z } from '@hono/zod-openapi';
 import { RegionList } from '@katafract/shared/api';
 import { EnrollRequest, EnrollResponse, JoinToken } from '@katafract/shared/enroll';
+import { SIGNATURE_HEADER } from '@katafract/shared/signed-body';
 import { Endpoint, NodeId, RegionId } from '@katafract/shared/units';
 import { Heartbeat } from '@katafract/shared/uplink';
 import type { MiddlewareHandler } from 'hono';
@@ -19,6 +20,7 @@ import type { Bus } from './bus.ts';
 import { enroll, mintJoinToken } from './enrollment.ts';
 import type { EnrollmentDeps } from './fleet.ts';
 import * as operations from './operations.ts';
+import { listSigner } from './signed-list.ts';
 import { NODE_STATES } from './tables.ts';
 
 export interface FleetRoutesDeps extends EnrollmentDeps {
@@ -79,11 +81,19 @@ function appRoutes(api: Api, deps: FleetRoutesDeps): void {
     path: '/v1/regions',
     tags: ['Regions'],
     summary: 'List regions with their exits',
+    description:
+      'The header `X-Katafract-Signature` is a detached JWS (EdDSA, typ `kf-regions+jws`) over the exact body, ' +
+      'by a key of the JWKS: a client may keep both and trust them later.',
     security: security.sigil,
     middleware: [deps.requireSigil] as const,
     responses: { 200: json(RegionList, 'Every region'), ...problems(401) },
   });
-  api.openapi(route, (c) => c.json({ items: operations.regionList(deps.fleet) }, 200));
+  const sign = listSigner(deps);
+  api.openapi(route, async (c) => {
+    const list = { items: operations.regionList(deps.fleet) };
+    c.header(SIGNATURE_HEADER, await sign(JSON.stringify(list)));
+    return c.json(list, 200);
+  });
 }
 
 function nodeRoutes(api: Api, deps: FleetRoutesDeps): void {
