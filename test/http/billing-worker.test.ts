@@ -230,6 +230,26 @@ it('a store that is down holds up no other, and what it owes is done when it is 
   expect(await one.metric('katafract_billing_backlog')).toBe(0);
 });
 
+it('a controller that ends waits for no store, and leaves the purchase to the others', async () => {
+  const third = await startController(database.url, { env: stores.env, clock, beside: one });
+  const app = await App.make();
+  const { reference, webhooks } = await app.buy(stores.stripe);
+  stores.stripe.faults.delayMs = 5000;
+  const [webhook] = webhooks.slice(-1);
+  if (!webhook) return expect.unreachable();
+  expect((await post(third, 'stripe', webhook)).status).toBe(200);
+  await waitFor('the lease', async () => {
+    const rows = await sql()`select 1 from store_reads where reference = ${reference} and fence is not null`;
+    return rows.length > 0;
+  });
+  const answered = stores.stripe.requests.length;
+  await third.close();
+  expect(stores.stripe.requests.length, 'closed before the store answered').toBe(answered);
+  stores.stripe.faults.delayMs = 0;
+  await quiet();
+  expect((await app.claim(one, undefined, {}, clock.now())).status).toBe(201);
+});
+
 describe('a purchase of Play', () => {
   const known = async (reference: string) =>
     (await sql()`select 1 from entitlements where reference = ${reference}`).length > 0;
