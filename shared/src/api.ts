@@ -62,7 +62,15 @@ export const Region = z.object({
   longitude: z.number(),
   /** At least one exit takes new peers. */
   available: z.boolean(),
-  exits: z.array(z.object({ node: NodeId, endpoint: Endpoint, publicKey: PublicKey })),
+  exits: z.array(
+    z.object({
+      node: NodeId,
+      endpoint: Endpoint,
+      publicKey: PublicKey,
+      /** It is being emptied: whoever goes through it had better leave by itself. Absent: no. */
+      draining: z.boolean().optional(),
+    }),
+  ),
 });
 export type Region = z.infer<typeof Region>;
 export const RegionList = z.object({ items: z.array(Region) });

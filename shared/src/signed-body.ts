@@ -13,6 +13,8 @@ import {
 import { z } from 'zod';
 import { KatafractError } from './errors.ts';
 
+export type { JSONWebKeySet } from 'jose';
+
 /** The header that carries it. */
 export const SIGNATURE_HEADER = 'X-Katafract-Signature';
 /** Of the region list. Each kind of body has its own type, so that none passes for another. */

@@ -5,6 +5,7 @@
 import type { Clock } from '@katafract/shared/clock';
 import { KatafractError } from '@katafract/shared/errors';
 import { Problem } from '@katafract/shared/problem';
+import { SIGNATURE_HEADER } from '@katafract/shared/signed-body';
 import type { z } from 'zod';
 import { type RetryPolicy, retryAfterSeconds, retryDelay } from './retry.ts';
 import type { Bears, Session } from './session.ts';
@@ -43,6 +44,9 @@ export interface ApiRequest<T> {
 export interface ApiReply<T> {
   readonly body: T | null;
   readonly etag: string | null;
+  /** The body as it came, and what was signed over it; empty and null where there is no body. */
+  readonly text: string;
+  readonly signature: string | null;
 }
 
 /**
@@ -65,7 +69,7 @@ export async function send<T>(options: HttpOptions, request: ApiRequest<T>): Pro
         continue;
       }
       if (attempt > 1 && error.status === 404 && request.gone !== undefined) {
-        return { body: request.gone, etag: null };
+        return { body: request.gone, etag: null, text: '', signature: null };
       }
       const delay = retryDelay(retry, error, repeatable, attempt, options.random());
       if (delay === null) throw error;
@@ -99,10 +103,11 @@ async function sendOnce<T>(options: HttpOptions, request: ApiRequest<T>): Promis
   }
   options.session.noteDate(response.headers.get('date'));
   const etag = response.headers.get('etag');
-  if (response.status === 304 && request.etag !== undefined) return { body: null, etag };
+  const signature = response.headers.get(SIGNATURE_HEADER);
+  if (response.status === 304 && request.etag !== undefined) return { body: null, etag, text: '', signature };
   if (!response.ok) throw problemOf(response, text, options.clock.now());
   const parsed = request.schema.safeParse(parseJson(text));
-  if (parsed.success) return { body: parsed.data, etag };
+  if (parsed.success) return { body: parsed.data, etag, text, signature };
   throw new KatafractError('bad_response', 'the answer is not one of this API', {
     status: 502,
     cause: parsed.error,

@@ -32,6 +32,7 @@ import type { Clock } from '@katafract/shared/clock';
 import { type DeviceKey, Jkt } from '@katafract/shared/dpop';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Tier } from '@katafract/shared/sigil';
+import type { JSONWebKeySet } from '@katafract/shared/signed-body';
 import { PeerId } from '@katafract/shared/units';
 import { z } from 'zod';
 import { timerClock } from './clock.ts';
@@ -99,6 +100,12 @@ export interface ClaimInput {
   readonly waitMs?: number;
 }
 
+export interface SignedRegions {
+  readonly body: string;
+  readonly signature: string | null;
+  readonly etag: string | null;
+}
+
 export interface Client {
   /**
    * A Sigil for this device, which the client uses from then on; the device is bound to the subscription.
@@ -113,6 +120,13 @@ export interface Client {
   unbind(jkt: string, call?: CallOptions): Promise<void>;
   /** Regions and their exits; asks only whether its last copy is still current (ETag). */
   regions(call?: CallOptions): Promise<Region[]>;
+  /**
+   * The region list as it was signed, for whoever keeps it; null where the copy with this ETag still holds. It is
+   * checked by its reader (failover/regions.ts), who knows what to hold it against.
+   */
+  signedRegions(etag?: string, call?: CallOptions): Promise<SignedRegions | null>;
+  /** Public keys that Sigils and lists are signed with. */
+  jwks(call?: CallOptions): Promise<JSONWebKeySet>;
   /** Makes a peer; returns once its primary exit has it (`active`), or has not answered in time (`pending`). */
   provision(input: ProvisionInput, call?: CallOptions): Promise<Peer>;
   /** Every peer of the subscription, fetched page by page as the loop goes on. */
@@ -171,6 +185,16 @@ export function createClient(options: ClientOptions): Client {
       if (reissued) await session.keep(reissued.sigil);
     },
     regions: conditionalRegions(http),
+    async signedRegions(etag, call = {}) {
+      const held = etag === undefined ? {} : { etag };
+      const request = { method: 'GET', path: 'v1/regions', schema: RegionList, ...held, ...call } as const;
+      const { body, text, signature, etag: fresh } = await send(http, request);
+      return body === null ? null : { body: text, signature, etag: fresh };
+    },
+    async jwks(call = {}) {
+      const path = '.well-known/jwks.json';
+      return (await get({ method: 'GET', path, schema: Jwks, bears: 'nothing', ...call })) as JSONWebKeySet;
+    },
     async provision({ idempotencyKey = crypto.randomUUID(), publicKey, region }, call = {}) {
       const body = checked(ProvisionRequest, { publicKey, region });
       return get({ method: 'POST', path: 'v1/peers', schema: Peer, body, idempotencyKey, ...call });
@@ -202,6 +226,7 @@ export function createClient(options: ClientOptions): Client {
   };
 }
 
+const Jwks = z.object({ keys: z.array(z.looseObject({ kty: z.string() })) });
 const Claimed = z.union([IssuedSigil, PendingClaim]);
 const ASK_AGAIN_MS = 2_000;
 
