@@ -113,17 +113,37 @@ export interface Link {
   readonly txBytes: number;
 }
 
-/** What WireGuard says. By single questions, because `wg show dump` prints the private key. */
+/** Of the exit that everything goes through; others on the interface are only watched, and have no routes. */
 export async function readLink(exec: Exec, name: string): Promise<Link> {
-  const ask = async (what: string) => (await exec.run(command('wg', 'show', name, what))).trim();
-  const publicKey = await ask('public-key');
-  const [exitKey = '', seconds = '0'] = (await ask('latest-handshakes')).split('\t');
-  const [, rx = '0', tx = '0'] = (await ask('transfer')).split('\t');
-  return {
-    publicKey: publicKey === '(none)' ? null : publicKey,
-    exitKey: exitKey === '' ? null : exitKey,
-    handshakeAt: Number(seconds) === 0 ? null : Number(seconds) * 1000,
-    rxBytes: Number(rx),
-    txBytes: Number(tx),
-  };
+  const publicKey = (await exec.run(command('wg', 'show', name, 'public-key'))).trim();
+  const routes = await ask(exec, name, 'allowed-ips');
+  const exitKey = [...routes].find(([, [prefixes = '']]) => prefixes.includes('/0'))?.[0] ?? null;
+  const {
+    handshakeAt = null,
+    rxBytes = 0,
+    txBytes = 0,
+  } = (await readPeers(exec, name)).get(exitKey ?? '') ?? {};
+  return { publicKey: publicKey === '(none)' ? null : publicKey, exitKey, handshakeAt, rxBytes, txBytes };
+}
+
+/** By single questions, because `wg show dump` prints the private key. @returns columns after the first, by key */
+async function ask(exec: Exec, name: string, what: string): Promise<Map<string, string[]>> {
+  const text = (await exec.run(command('wg', 'show', name, what))).trim();
+  const rows = text === '' ? [] : text.split('\n').map((line) => line.split('\t'));
+  return new Map(rows.map(([key = '', ...columns]) => [key, columns]));
+}
+
+/** What WireGuard says of each exit it knows, by public key. */
+export async function readPeers(
+  exec: Exec,
+  name: string,
+): Promise<Map<string, Pick<Link, 'handshakeAt' | 'rxBytes' | 'txBytes'>>> {
+  const transfer = await ask(exec, name, 'transfer');
+  const handshakes = await ask(exec, name, 'latest-handshakes');
+  const peers = [...handshakes].map(([key, [seconds = '0']]) => {
+    const [rx = '0', tx = '0'] = transfer.get(key) ?? [];
+    const handshakeAt = Number(seconds) === 0 ? null : Number(seconds) * 1000;
+    return [key, { handshakeAt, rxBytes: Number(rx), txBytes: Number(tx) }] as const;
+  });
+  return new Map(peers);
 }

@@ -2,7 +2,9 @@
 import type { Exit, Peer } from '@katafract/shared/api';
 import { sleep } from '@katafract/shared/clock';
 import { KatafractError } from '@katafract/shared/errors';
+import { z } from 'zod';
 import { configFor, mtuOf } from '../config.ts';
+import type { FailoverStatus } from '../failover/manager.ts';
 import { qrSvg, qrText } from '../qr.ts';
 import type { Client } from '../sdk.ts';
 import { bringUp, isStanding, type Link, planTunnel, readLink, takeDown, type Wanted } from './apply.ts';
@@ -19,10 +21,12 @@ import { setConfig, Tunnel } from './tunnel.ts';
 
 /** The journal: written before the first change to this machine, removed after the last one is undone. */
 const JOURNAL = 'tunnel.json';
+/** What a watching `wraith` says of the exit in use; there while it runs. */
+export const WATCH_FILE = 'failover.json';
 const DEFAULT_MTU = 1420;
 const HANDSHAKE_WAIT_MS = 10_000;
 
-async function readJournal({ files }: Ports): Promise<Tunnel | null> {
+export async function readJournal({ files }: Pick<Ports, 'files'>): Promise<Tunnel | null> {
   const text = await files.read(JOURNAL);
   return text === null ? null : parseState(Tunnel, text, JOURNAL);
 }
@@ -30,6 +34,7 @@ async function readJournal({ files }: Ports): Promise<Tunnel | null> {
 async function clear(ports: Ports, tunnel: Tunnel): Promise<void> {
   await takeDown(ports.exec, tunnel);
   await ports.files.remove(JOURNAL);
+  await ports.files.remove(WATCH_FILE);
 }
 
 export interface UpWish extends Wish {
@@ -144,6 +149,8 @@ export interface Status {
   readonly rxBytes?: number;
   readonly txBytes?: number;
   readonly standbys: readonly Exit[];
+  /** Where somebody watches: the exit in use, since when and why. */
+  readonly watch?: FailoverStatus;
 }
 
 /** What is up, by the kernel's word; asks nobody beyond this machine. */
@@ -163,8 +170,22 @@ export async function status(ports: Ports): Promise<Status> {
     rxBytes: link.rxBytes,
     txBytes: link.txBytes,
     standbys: exits.filter((candidate) => candidate !== exit),
+    ...(await readWatch(ports)),
   };
 }
+
+async function readWatch({ files }: Ports): Promise<{ watch?: FailoverStatus }> {
+  const text = await files.read(WATCH_FILE);
+  return text === null ? {} : { watch: parseState(Watched, text, WATCH_FILE) };
+}
+
+const Watched = z.object({
+  exit: z.string(),
+  since: z.number(),
+  reason: z.enum(['start', 'dead', 'leaving', 'gone', 'home']),
+  home: z.string().nullable(),
+  waiting: z.string().nullable(),
+});
 
 /**
  * The device's wg-quick file as a QR code. A phone that imports it becomes this device: for one of its own, use a

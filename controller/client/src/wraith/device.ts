@@ -84,6 +84,14 @@ export async function settleDevice(
   return wish.newKey || settled.nextKeys !== undefined ? rotate(client, settled, save) : settled;
 }
 
+/** Keeps what the API says of the peer now; not where it has become another one or has another key meanwhile. */
+export async function savePeer(files: Files, peer: Peer): Promise<void> {
+  const device = await readDevice(files);
+  const same = device?.peer?.id === peer.id && device.keys.publicKey === peer.publicKey;
+  if (device === null || !same || JSON.stringify(device.peer) === JSON.stringify(peer)) return;
+  await files.write(FILE, `${JSON.stringify({ ...device, peer }, null, 2)}\n`);
+}
+
 interface Current {
   /** Null where there is no peer. */
   readonly current: ProvisionedDevice | null;

@@ -2,6 +2,8 @@
  * wraith: this machine's tunnel to an exit.
  *
  *   wraith up --region eu-de      provision (or reuse) this machine's peer and route everything through it
+ *   wraith up --watch             the same, and stay: when the exit dies or is drained, go on through a standby
+ *   wraith watch                  stay with a tunnel that is up
  *   wraith status                 exit, age of the handshake, transfer, standbys
  *   wraith down                   undo exactly what `up` did
  *   wraith claim                  get a Sigil for this machine by a claim secret; it is kept and refreshed from then on
@@ -9,8 +11,10 @@
  * Sigils and secrets come from a file or the environment, never from argv, which every user of the machine can read.
  */
 import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { KatafractError } from '@katafract/shared/errors';
 import { Command, InvalidArgumentError, Option } from 'commander';
+import { PATIENCE } from '../failover/rules.ts';
 import { type Client, createClient } from '../sdk.ts';
 import { down, forget, qr, status, type UpWish, up } from './commands.ts';
 import {
@@ -25,6 +29,7 @@ import { readDevice } from './device.ts';
 import { hostPorts, locked } from './host.ts';
 import type { Ports } from './ports.ts';
 import { regionsText, statusText } from './text.ts';
+import { watch } from './watch.ts';
 
 interface GlobalOptions {
   readonly api?: string;
@@ -42,10 +47,14 @@ interface UpOptions {
   readonly mtu?: number;
   readonly dns: boolean;
   readonly newKey: boolean;
+  readonly watch: boolean;
+  readonly homeAfter: number;
 }
 
 /** A person waits: less patience than an app. */
 const RETRY = { attempts: 3, timeoutMs: 8_000 };
+/** What is asked again in a while anyway. */
+const ASK_ONCE = { attempts: 1, timeoutMs: 8_000 };
 
 const DNS_HELP = `resolve names at the exit, by way of resolvconf. Without it the machine asks the resolver it has:
 through the tunnel, or beside it where that resolver is in the local network`;
@@ -70,7 +79,16 @@ function buildProgram(): Command {
     .option('--mtu <bytes>', 'of the interface (default: what the API says, or 1420)', mtu)
     .option('--dns', DNS_HELP, false)
     .option('--new-key', 'replace the key pair first', false)
+    .option('--watch', 'stay, and go on through a standby when the exit does not answer', false)
+    .addOption(homeAfter())
     .action((options: UpOptions) => runUp(program.opts<GlobalOptions>(), options));
+  program
+    .command('watch')
+    .description(
+      'stay with the tunnel that is up, as `up --watch` does; ends by Ctrl-C, and the tunnel stays',
+    )
+    .addOption(homeAfter())
+    .action((options: Pick<UpOptions, 'homeAfter'>) => runWatch(program.opts<GlobalOptions>(), options));
   program
     .command('down')
     .description('take the tunnel down')
@@ -112,14 +130,51 @@ function buildProgram(): Command {
 }
 
 async function runUp(globals: GlobalOptions, options: UpOptions): Promise<void> {
-  await locked(globals.stateDir, async () => {
-    const ports = await hostPorts(globals.stateDir);
-    const api = await apiUrl(globals, ports);
-    const { region, exit: node, mtu: size, ...rest } = options;
-    const wish: UpWish = { ...rest, api, region, exit: node, mtu: size };
-    const exit = await up(ports, await connect(globals, api, ports), wish);
-    ports.note(`up through ${exit.node} (${exit.region})`);
+  // a watching `wraith` would take the tunnel back to where it was
+  await watching(globals, async () => {
+    const raise = () => locked(globals.stateDir, () => bringUp(globals, options));
+    if (!options.watch) return raise();
+    await raise().catch((error: unknown) => {
+      // its standbys may: they are tried next
+      if (!(error instanceof KatafractError && error.code === 'no_handshake')) throw error;
+      console.error(`wraith: ${error.message}`);
+    });
+    await stay(globals, options);
   });
+}
+
+async function bringUp(globals: GlobalOptions, options: UpOptions): Promise<void> {
+  const ports = await hostPorts(globals.stateDir);
+  const api = await apiUrl(globals, ports);
+  const { region, exit: node, mtu: size, interface: name, dns, newKey } = options;
+  const wish: UpWish = { interface: name, dns, newKey, api, region, exit: node, mtu: size };
+  const exit = await up(ports, await connect(globals, api, ports), wish);
+  ports.note(`up through ${exit.node} (${exit.region})`);
+}
+
+function runWatch(globals: GlobalOptions, options: Pick<UpOptions, 'homeAfter'>): Promise<void> {
+  return watching(globals, () => stay(globals, options));
+}
+
+/** One at a time, beside the lock that each change takes. */
+async function watching(globals: GlobalOptions, task: () => Promise<void>): Promise<void> {
+  await locked(join(globals.stateDir, 'watch'), task);
+}
+
+async function stay(globals: GlobalOptions, { homeAfter }: Pick<UpOptions, 'homeAfter'>): Promise<void> {
+  const host = await hostPorts(globals.stateDir);
+  const note = (line: string) => host.note(`${new Date().toISOString()} ${line}`);
+  const ports: Ports = { ...host, note };
+  const client = await connect(globals, await apiUrl(globals, ports), ports, ASK_ONCE);
+  const ended = new AbortController();
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => ended.abort());
+  note('watching');
+  await watch(ports, client, {
+    patience: { homeWell: homeAfter * 1000 },
+    exclusively: (task) => locked(globals.stateDir, task),
+    signal: ended.signal,
+  });
+  note('the tunnel stays up, and nobody watches it');
 }
 
 async function runDown(globals: GlobalOptions, alsoForget: boolean): Promise<void> {
@@ -185,21 +240,26 @@ async function apiUrl({ api }: GlobalOptions, { files }: Ports): Promise<string>
   return url;
 }
 
-async function connect({ sigilFile }: GlobalOptions, api: string, { files }: Ports): Promise<Client> {
+async function connect(
+  { sigilFile }: GlobalOptions,
+  api: string,
+  { files }: Ports,
+  retry: typeof RETRY = RETRY,
+): Promise<Client> {
   const given = await secretFrom(sigilFile, process.env.WRAITH_SIGIL);
   const { deviceKey, sigil } = await credentialsFor(files, given);
   if (sigil === undefined) {
     const hint = '`wraith claim` one, or put it into --sigil-file or WRAITH_SIGIL';
     throw new KatafractError('sigil_missing', `there is no Sigil: ${hint}`);
   }
-  return clientFor(api, { sigil, deviceKey, onSigil: (fresh) => keepSigil(files, fresh) });
+  return clientFor(api, { sigil, deviceKey, onSigil: (fresh) => keepSigil(files, fresh) }, retry);
 }
 
-function clientFor(api: string, given: ClientCredentials): Client {
+function clientFor(api: string, given: ClientCredentials, retry: typeof RETRY = RETRY): Client {
   const { sigil, deviceKey, onSigil } = given;
   return createClient({
     baseUrl: api,
-    retry: RETRY,
+    retry,
     ...(sigil === undefined ? {} : { sigil }),
     ...(deviceKey === undefined ? {} : { deviceKey }),
     ...(onSigil === undefined ? {} : { onSigil }),
@@ -218,6 +278,17 @@ async function secretFrom(
 function interfaceName(text: string): string {
   if (/^[a-z][a-z0-9-]{0,14}$/.test(text)) return text;
   throw new InvalidArgumentError('1 to 15 of a-z, 0-9 and hyphen, a letter first');
+}
+
+function homeAfter(): Option {
+  const what = 'how long home must be well again before the tunnel returns; doubles when it did not last';
+  return new Option('--home-after <seconds>', what).argParser(seconds).default(PATIENCE.homeWell / 1000);
+}
+
+function seconds(text: string): number {
+  const value = Number(text);
+  if (Number.isFinite(value) && value >= 1 && value <= 1800) return value;
+  throw new InvalidArgumentError('a number of seconds from 1 to 1800');
 }
 
 function mtu(text: string): number {

@@ -1,5 +1,6 @@
 /** What `wraith` prints. Pure. */
 import type { Exit, Region } from '@katafract/shared/api';
+import { type FailoverStatus, REASONS } from '../failover/manager.ts';
 import type { Status } from './commands.ts';
 
 export function statusText(status: Status): string {
@@ -13,8 +14,15 @@ export function statusText(status: Status): string {
       `  handshake  ${typeof handshakeAgeMs === 'number' ? `${ageText(handshakeAgeMs)} ago` : 'none yet'}`,
     );
     lines.push(`  received   ${bytesText(rxBytes)}, sent ${bytesText(txBytes)}`);
+    if (status.watch !== undefined) lines.push(`  watched    ${watchText(status.watch)}`);
   }
   return [...lines, ...standbys.map((other) => `  ${other.role.padEnd(10)} ${exitText(other)}`)].join('\n');
+}
+
+function watchText({ exit, since, reason, home, waiting }: FailoverStatus): string {
+  const away = home === null || home === exit ? '' : `, home is ${home}`;
+  const why = waiting === null ? '' : `; waiting: ${waiting}`;
+  return `since ${new Date(since).toISOString()}: ${REASONS[reason]}${away}${why}`;
 }
 
 function exitText(exit: Exit): string {

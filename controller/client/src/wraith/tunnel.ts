@@ -78,6 +78,31 @@ export function setConfig(tunnel: Tunnel, privateKey: string, exit: Exit): Comma
   return { ...command('wg', 'setconf', tunnel.interface, SECRET_PATH), secret };
 }
 
+const KEEPALIVE = ['persistent-keepalive', '25'];
+
+/**
+ * Everything through this exit from now on, in one command: routes move from one peer to another, and none is ever
+ * without. Made anew, its peer has no old session to believe in and shakes hands at once.
+ * @param others public keys of the peers there are beside it
+ */
+export function useExit(
+  { interface: name }: Pick<Tunnel, 'interface'>,
+  exit: Exit,
+  others: readonly string[],
+  anew: boolean,
+): Command {
+  const peer = ['peer', exit.publicKey];
+  const again = anew ? [...peer, 'remove', ...peer, 'endpoint', exit.endpoint, ...KEEPALIVE] : peer;
+  const leave = others.flatMap((key) => ['peer', key, 'remove']);
+  return command('wg', 'set', name, ...again, 'allowed-ips', '0.0.0.0/0,::/0', ...leave);
+}
+
+/** An exit that is only watched: a peer without routes, made anew so that it shakes hands at once. */
+export function knockAt({ interface: name }: Pick<Tunnel, 'interface'>, exit: Exit): Command {
+  const peer = ['peer', exit.publicKey];
+  return command('wg', 'set', name, ...peer, 'remove', ...peer, 'endpoint', exit.endpoint, ...KEEPALIVE);
+}
+
 export function linkStep({ interface: name }: Tunnel): Step {
   return {
     make: command('ip', 'link', 'add', 'dev', name, 'type', 'wireguard'),
