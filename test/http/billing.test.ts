@@ -135,3 +135,38 @@ describe.each(['stripe', 'apple', 'google'] as const)('a subscription of %s', (n
     );
   });
 });
+
+it('a tier that is over takes the peers with it that the remaining one has no room for, the youngest first', async () => {
+  const body = {
+    tier: 'plus',
+    expiresAt: new Date(Date.now() + 86_400_000).toISOString(),
+    reason: 'support',
+  };
+  const granted = await controller.operate<{ subscription: string }>('POST', '/v1/admin/grants', body);
+  const { subscription } = granted;
+  const { sigil } = await controller.mint('pro', { subscription });
+  // minting made it `pro` for a while; the grants alone say so from here on
+  const soon = new Date(Date.now() + 4000).toISOString();
+  await controller.operate('POST', '/v1/admin/grants', {
+    ...body,
+    tier: 'pro',
+    expiresAt: soon,
+    subscription,
+  });
+  const made: Peer[] = [];
+  for (let count = 0; count < 7; count++) {
+    const peer = await controller.provision(sigil, newKey(), 'fra');
+    expect(peer.status).toBe(201);
+    made.push(peer.body);
+  }
+  const left = async () => {
+    const { body } = await controller.call<{ items: Peer[] }>('GET', '/v1/peers', { token: sigil });
+    return body.items.map(({ id }) => id);
+  };
+  await waitFor('the larger tier to be over', async () => (await left()).length < 7, { deadlineMs: 20_000 });
+  expect(await left()).toEqual(made.slice(0, 5).map(({ id }) => id));
+  const holds = ({ publicKey }: Peer) => exit.table.has(publicKey);
+  await waitFor('the exit to follow', () => !made.slice(5).some(holds));
+  expect(made.slice(0, 5).every(holds)).toBe(true);
+  await expectConsistent(controller);
+});

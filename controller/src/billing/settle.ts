@@ -3,7 +3,7 @@
  * from all entitlements it has. Locks are taken in one order: the wish of the reading (inbox.ts) or the voucher, the
  * claim, the subscription, then what peers take.
  */
-import type { Tier } from '@katafract/shared/sigil';
+import { TIERS, type Tier } from '@katafract/shared/sigil';
 import type { Audit, AuditEntry } from '../audit/audit.ts';
 import type { Peers } from '../peers/peers.ts';
 import type { AfterCommit, Tx } from '../platform/db.ts';
@@ -151,7 +151,8 @@ async function prolong(
   const same = present.tier === tier && present.expiresAt === expiresAt;
   if (same && !present.lapsed) return nothing;
   await sigils.setSubscription(tx, id, { tier, expiresAt });
-  return present.lapsed ? peers.resumeOfSubscription(tx, id) : nothing;
+  if (present.lapsed) return peers.resumeOfSubscription(tx, id);
+  return present.peerCount > TIERS[tier].devices ? peers.fitToTier(tx, id, tier) : nothing;
 }
 
 /** By a store's word at once; by the clock when the grace for a late renewal is over as well. */

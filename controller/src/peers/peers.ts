@@ -15,7 +15,9 @@ import type { Fleet, RowChange } from '../fleet/fleet.ts';
 import { type AfterCommit, type Database, type Tx, uniqueViolation } from '../platform/db.ts';
 import { initPool, reclaimIndex, restIndexes } from './addresses.ts';
 import { Batcher } from './batch.ts';
+import { Evacuation } from './evacuate.ts';
 import { type Committed, type Provisioned, provisionBatch } from './provision.ts';
+import { releaseLeft } from './release.ts';
 import { deviceLimit, type ProvisionWish, planMove, publicKeyInUse, roleOf } from './rules.ts';
 import * as store from './store.ts';
 import { forget, forgetStale, remember, resume, waitingSubscriptions } from './suspend.ts';
@@ -55,10 +57,12 @@ const SYSTEM: Actor = { name: 'system', subscriptionId: null };
 export class Peers {
   readonly #deps: PeersDeps;
   readonly #provision: Batcher<ProvisionWish, Provisioned>;
+  readonly #evacuation: Evacuation;
 
   constructor(deps: PeersDeps) {
     this.#deps = deps;
     const provisionDeps = { ...deps, now: () => deps.clock.now() };
+    this.#evacuation = new Evacuation(provisionDeps);
     this.#provision = new Batcher((wishes) => provisionBatch(provisionDeps, wishes), BATCH, deps.clock);
   }
 
@@ -133,6 +137,17 @@ export class Peers {
   /** Puts suspended peers of a subscription back, in the caller's transaction. @returns what to run after the commit */
   resumeOfSubscription(tx: Tx, subscriptionId: string): Promise<AfterCommit> {
     return resume({ ...this.#deps, now: () => this.#deps.clock.now() }, tx, subscriptionId);
+  }
+
+  /**
+   * Takes the peers that a smaller tier has no room for off their exits, in the caller's transaction; those made first
+   * stay, as with devices.
+   * @returns what to run after the commit
+   */
+  async fitToTier(tx: Tx, subscriptionId: string, tier: Tier): Promise<AfterCommit> {
+    // by id, which is by age
+    const peers = await store.lockPeersOf(tx.sql, subscriptionId);
+    return (await this.#removeAll(tx, peers.slice(TIERS[tier].devices), SYSTEM.name)).announce;
   }
 
   /** Puts suspended peers back that could not come back with their subscription. */
@@ -219,23 +234,16 @@ export class Peers {
     return rows.length;
   }
 
-  /** Takes peers off the exits they left, where their new primary answers and their time to switch is over. */
-  async releaseLeft(): Promise<number> {
-    const { db, clock, fleet } = this.#deps;
-    const due = await db.sql<{ id: PeerId }[]>`
-      select distinct peer_id as id from placements where release_at <= ${new Date(clock.now())} limit 500`;
-    let released = 0;
-    for (const { id } of due) {
-      await this.#transact(SYSTEM, async (tx) => {
-        const peer = await store.lockPeer(tx.sql, id, null);
-        const primary = peer?.placements.find(({ role }) => role === 'primary');
-        const arrived = primary !== undefined && fleet.holds(primary.node, primary.generation);
-        const left = peer && arrived ? peer.placements.filter(({ role }) => role === 'leaving') : [];
-        released += left.length;
-        return fleet.commit(tx, peer ? left.map((at) => this.#row(peer, at, null)) : []);
-      });
-    }
-    return released;
+  /** Takes peers off the exits they left, where their new ones answer and their time to switch is over. */
+  releaseLeft(): Promise<number> {
+    return releaseLeft({ ...this.#deps, now: () => this.#deps.clock.now() });
+  }
+
+  /** Gives peers of nodes that are drained or down other exits. @returns whether there is more to do at once */
+  async evacuate(): Promise<boolean> {
+    const { more, moved } = await this.#evacuation.pass();
+    // what is ready to let go need not wait for the timer
+    return more || moved > 0;
   }
 
   /**
