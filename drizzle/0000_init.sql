@@ -80,6 +80,7 @@ CREATE TABLE "drains" (
 	"deadline" timestamp with time zone,
 	"total" integer NOT NULL,
 	"moved" integer DEFAULT 0 NOT NULL,
+	"stranded" integer DEFAULT 0 NOT NULL,
 	"started_at" timestamp with time zone NOT NULL,
 	"ended_at" timestamp with time zone,
 	CONSTRAINT "drains_state" CHECK ("drains"."state" in ('running', 'paused', 'cancelled', 'done'))

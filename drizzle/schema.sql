@@ -43,6 +43,7 @@ create table drains (
   deadline timestamp with time zone,
   total integer not null,
   moved integer not null default 0,
+  stranded integer not null default 0,
   started_at timestamp with time zone not null,
   ended_at timestamp with time zone,
   constraint drains_pkey PRIMARY KEY (id),

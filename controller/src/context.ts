@@ -16,6 +16,7 @@ import {
   Fleet,
   identityOf,
 } from './fleet/fleet.ts';
+import { finishDrains, Watch } from './fleet/jobs.ts';
 import { BILLING_ENDS, createJobs, JOBS_LEASE, type Jobs, jobTable } from './jobs.ts';
 import { createOperators, type Operators, readOperatorToken } from './operators/operators.ts';
 import { Peers } from './peers/peers.ts';
@@ -154,7 +155,17 @@ async function build(
   await fleet.start();
   onClose('peers', () => peers.drain());
   const lease = createLease(db, JOBS_LEASE);
-  const jobs = createJobs(jobTable({ db, sigils, peers, fleet, billing }), { clock, lease, log, metrics });
+  const watch = new Watch({ db, clock, log, registry: metrics.registry, audit, fleet });
+  const table = jobTable({
+    db,
+    sigils,
+    peers,
+    fleet,
+    billing,
+    watch,
+    finishDrains: () => finishDrains({ db, audit, fleet, now }),
+  });
+  const jobs = createJobs(table, { clock, lease, log, metrics });
   onClose('billing', () => billing.stop());
   await billing.start(() => jobs.wake(BILLING_ENDS));
   onClose('jobs', () => jobs.stop());

@@ -45,8 +45,25 @@ export interface JobDeps {
     forgetKeys(): Promise<number>;
     resumeLeft(): Promise<number>;
     forgetSuspended(): Promise<number>;
+    evacuate(): Promise<boolean>;
   };
   readonly fleet: { sweep(): Promise<number>; refresh(): Promise<void> };
+  readonly watch: { ask(): Promise<void>; look(): Promise<void> };
+  readonly finishDrains: () => Promise<number>;
+}
+
+/** A job that has at once more to do as long as `run` says so. */
+function untilDone(name: string, run: () => Promise<boolean>): Job {
+  let more = false;
+  return {
+    name,
+    everyMs: 1_000,
+    on: 'fleet',
+    run: async () => {
+      more = await run();
+    },
+    next: async () => (more ? 0 : null),
+  };
 }
 
 export function jobTable(at: JobDeps): Job[] {
@@ -55,6 +72,11 @@ export function jobTable(at: JobDeps): Job[] {
     { name: 'database.watch', everyMs: 5_000, on: 'each', run: () => at.db.ping() },
     // what a lost notification would have said
     { name: 'fleet.refresh', everyMs: MINUTE, on: 'each', run: () => at.fleet.refresh() },
+    // a node that is late may answer this controller or another
+    { name: 'fleet.ask', everyMs: 1_000, on: 'each', run: () => at.watch.ask() },
+    { name: 'fleet.look', everyMs: 1_000, on: 'fleet', run: () => at.watch.look() },
+    untilDone('peers.evacuate', () => at.peers.evacuate()),
+    { name: 'fleet.finish_drains', everyMs: 1_000, on: 'fleet', run: () => at.finishDrains() },
     { name: 'peers.release_left', everyMs: 5_000, on: 'fleet', run: () => at.peers.releaseLeft() },
     { name: 'peers.forget_keys', everyMs: 60 * MINUTE, on: 'fleet', run: () => at.peers.forgetKeys() },
     { name: 'fleet.sweep', everyMs: MINUTE, on: 'fleet', run: () => at.fleet.sweep() },

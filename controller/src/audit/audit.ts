@@ -22,6 +22,7 @@ export const AUDIT_ACTIONS = [
   'peer.removed',
   'peer.key_rotated',
   'peer.moved',
+  'peer.replaced',
   'peer.suspended',
   'peer.resumed',
   'peer.rolled_back',
@@ -37,6 +38,12 @@ export const AUDIT_ACTIONS = [
   'node.enrolled',
   'node.changed',
   'node.retired',
+  'node.health_changed',
+  'drain.started',
+  'drain.paused',
+  'drain.resumed',
+  'drain.cancelled',
+  'drain.finished',
   'signing_key.rotated',
 ] as const;
 export type AuditAction = (typeof AUDIT_ACTIONS)[number];

@@ -79,3 +79,22 @@ export function toMessages(update: Update): Desired[] {
       : { ...common, kind: 'delta', from: update.from, del: cut(update.del) };
   });
 }
+
+/**
+ * What a node is asked for a sign of life with: a step that it has taken already, which changes nothing and is
+ * acknowledged at once (or, where its history is another one, answered with a hello).
+ */
+export function question(
+  node: NodeId,
+  at: {
+    readonly head: { readonly lineage: Lineage; readonly digest: Digest };
+    readonly acked: { readonly lineage: Lineage; readonly generation: Generation };
+  },
+): Desired {
+  const { lineage, digest } = at.head;
+  const has = at.acked.lineage === lineage ? at.acked.generation : 0;
+  // a node that is not known to have taken any step is asked about one it cannot be waiting for
+  const to = has > 0 ? has : 2;
+  const range = { from: (to - 1) as Generation, to: to as Generation };
+  return { v: PROTOCOL, node, lineage, ...range, digest, part: 1, parts: 1, kind: 'delta', set: [], del: [] };
+}

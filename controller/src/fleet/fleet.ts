@@ -25,7 +25,7 @@ import type { Keyring } from '../platform/keyring.ts';
 import type { Logger } from '../platform/log.ts';
 import type { Metrics } from '../platform/metrics.ts';
 import { type Bus, brokerUnavailable } from './bus.ts';
-import type { Advance } from './changes.ts';
+import { type Advance, question } from './changes.ts';
 import * as log from './log.ts';
 import { createFleetMetrics, type FleetMetrics } from './metrics.ts';
 import { NodePublisher, type PublisherEvent, type PublisherPorts } from './publisher.ts';
@@ -47,6 +47,7 @@ export { EmbeddedBroker } from './embedded-broker.ts';
 export { ExternalBroker } from './external-broker.ts';
 export type { RowChange } from './log.ts';
 export type { RosterNode } from './roster.ts';
+export type { Choice } from './rules.ts';
 
 /** What enrolling a node takes; see enrollment.ts. */
 export interface EnrollmentDeps {
@@ -182,6 +183,17 @@ export class Fleet {
     return { generation: head.generation, applied: acked.generation, lineage: head.lineage, connected };
   }
 
+  /** Whether nodes can be heard at the moment. */
+  get hears(): boolean {
+    return this.#deps.bus.ready();
+  }
+
+  /** Asks a node for a sign of life. It may be lost, as may the answer. */
+  async ask(node: NodeId): Promise<void> {
+    const publisher = this.#publishers.get(node);
+    if (publisher && this.hears) await this.#send(node, [question(node, publisher)]);
+  }
+
   /** The gateway and resolver inside every tunnel. */
   get gateway() {
     return addressesAt(this.#deps.plan, GATEWAY_INDEX);
@@ -308,7 +320,9 @@ export class Fleet {
   #dispatch(publisher: NodePublisher, leaf: UpLeaf, json: unknown): void {
     const { node } = publisher;
     if (leaf === 'presence') {
-      if (!Presence.parse(json).online) publisher.gone();
+      if (Presence.parse(json).online) return;
+      this.#reports.left(node);
+      publisher.gone();
       return;
     }
     if (leaf === 'hello') {
@@ -322,10 +336,12 @@ export class Fleet {
     } else if (leaf === 'applied') {
       const applied = plausible(publisher, Applied.parse(json));
       this.roster.touch(node);
+      this.#reports.add(node, {});
       publisher.applied(applied);
     } else {
       const beat = plausible(publisher, Heartbeat.parse(json));
       this.roster.touch(node);
+      this.roster.observe(node, beat);
       this.#reports.add(node, { health: beat, agentVersion: beat.version });
       publisher.heartbeat(beat);
     }

@@ -38,6 +38,8 @@ export type HealthReason = (typeof HEALTH_REASONS)[number];
 /** In milliseconds; see above. */
 const LATE_MS = 12_000;
 const ASK_EVERY_MS = 3_000;
+/** A node that was late and did not answer when asked: what befell it may befall others a few seconds later. */
+const QUIET_MS = LATE_MS + ASK_EVERY_MS;
 export const SUSPECT_MS = 22_500;
 export const DOWN_MS = 28_000;
 /** A node that has not answered for this long is left in peace until it speaks. */
@@ -154,9 +156,15 @@ export function shouldAsk(heardAt: number | null, askedAt: number, now: number):
   return now - heardAt >= LATE_MS && now - heardAt < ASK_UNTIL_MS;
 }
 
+/** Whether nothing comes from a node, though it is too early to say that it is down. */
+export function isQuiet(seen: Seen, { now, hearingSince }: { now: number; hearingSince: number }): boolean {
+  return now - Math.max(seen.heardAt ?? 0, hearingSince) >= QUIET_MS;
+}
+
 /**
  * More than half of the fleet gone at once: then it is more likely that this controller cannot hear, and nothing
  * should be done about it but to say so.
+ * @param down those that are down or quiet: they do not all fall silent at the same second
  */
 export function implausible(down: number, nodes: number): boolean {
   return down * 2 > nodes;

@@ -7,8 +7,10 @@ import type { Audit } from '../audit/audit.ts';
 import type { Database } from '../platform/db.ts';
 import type { Bus } from './bus.ts';
 import type { Fleet } from './fleet.ts';
+import type { HealthReason, HealthState } from './health.ts';
 import { nodeUnknown } from './log.ts';
 import type { RegionRow } from './roster.ts';
+import type { NodeState } from './tables.ts';
 
 export interface OperationsDeps {
   readonly db: Database;
@@ -21,7 +23,14 @@ export function regionList(fleet: Fleet): Region[] {
   return fleet.roster.regions().map(({ region, nodes, available }) => ({
     ...region,
     available,
-    exits: nodes.map(({ id, endpoint, publicKey }) => ({ node: id, endpoint, publicKey })),
+    exits: nodes
+      .filter(({ state }) => state !== 'drained')
+      .map(({ id, endpoint, publicKey, state }) => ({
+        node: id,
+        endpoint,
+        publicKey,
+        ...(state === 'draining' ? { draining: true as const } : {}),
+      })),
   }));
 }
 
@@ -48,7 +57,12 @@ export async function putRegion(deps: OperationsDeps, region: RegionRow, operato
 export interface NodeView {
   id: NodeId;
   region: RegionRow['id'];
-  state: 'joining' | 'active' | 'cordoned' | 'retired';
+  /** In a word: its life, or `suspect` or `down` where it should be serving and is not well. */
+  state: NodeState | 'suspect' | 'down';
+  lifecycle: NodeState;
+  condition: { state: HealthState; reason: HealthReason; since: string } | null;
+  provider: string | null;
+  bandwidthMbit: number | null;
   endpoint: Endpoint;
   publicKey: string;
   capacity: number;
@@ -62,17 +76,29 @@ export interface NodeView {
   health: Heartbeat | null;
 }
 
-type StoredNode = Omit<NodeView, 'connected' | 'applied' | 'lineage' | 'generation'>;
+type StoredNode = Omit<NodeView, 'state' | 'connected' | 'applied' | 'lineage' | 'generation'>;
+
+/** One word for people: a node that is gone or was never there is that first, then one that is down. */
+export function inAWord(lifecycle: NodeState, health: HealthState | undefined): NodeView['state'] {
+  const serves = lifecycle === 'active' || lifecycle === 'cordoned' || lifecycle === 'draining';
+  if (!serves || health === undefined || health === 'ok') return lifecycle;
+  return health === 'down' || lifecycle === 'active' ? health : lifecycle;
+}
 
 export async function nodeList(deps: OperationsDeps, only?: NodeId): Promise<NodeView[]> {
   const { sql } = deps.db;
   const rows = await sql<StoredNode[]>`
-    select n.id, n.region_id as region, n.state, n.endpoint, n.public_key as "publicKey", n.capacity,
-           n.peer_count as peers, r.agent_version as "agentVersion", r.last_seen_at as "lastSeenAt", r.health
-    from nodes n left join node_reports r on r.node_id = n.id
+    select n.id, n.region_id as region, n.state as lifecycle, n.endpoint, n.public_key as "publicKey", n.capacity,
+           n.provider, n.bandwidth_mbit as "bandwidthMbit", n.peer_count as peers,
+           r.agent_version as "agentVersion", r.last_seen_at as "lastSeenAt", r.health,
+           case when h.state is null then null
+                else jsonb_build_object('state', h.state, 'reason', h.reason, 'since', h.since) end as condition
+    from nodes n left join node_reports r on r.node_id = n.id left join node_health h on h.node_id = n.id
     ${only ? sql`where n.id = ${only}` : sql``} order by n.id`;
   return rows.map((row) => ({
     ...row,
+    state: inAWord(row.lifecycle, row.condition?.state),
+    condition: row.condition && { ...row.condition, since: new Date(row.condition.since).toISOString() },
     lastSeenAt: row.lastSeenAt === null ? null : new Date(row.lastSeenAt).toISOString(),
     ...deps.fleet.progress(row.id),
   }));
@@ -81,13 +107,15 @@ export async function nodeList(deps: OperationsDeps, only?: NodeId): Promise<Nod
 export interface NodeChange {
   state?: 'active' | 'cordoned' | undefined;
   capacity?: number | undefined;
+  bandwidthMbit?: number | undefined;
+  provider?: string | undefined;
   endpoint?: Endpoint | undefined;
   listenPort?: number | undefined;
   mtu?: number | undefined;
   allowShrink?: boolean | undefined;
 }
 
-/** @throws KatafractError `node_unknown` (404), `node_retired` (409) */
+/** @throws KatafractError `node_unknown` (404), `node_retired` (409), `node_draining` (409) for another state then */
 export async function changeNode(
   deps: OperationsDeps,
   node: NodeId,
@@ -100,10 +128,14 @@ export async function changeNode(
     if (!row) throw nodeUnknown(node);
     if (row.state === 'retired')
       throw new KatafractError('node_retired', `${node} is retired`, { status: 409 });
+    if (row.state === 'draining' && change.state !== undefined)
+      throw new KatafractError('node_draining', `${node} is being drained`, { status: 409 });
     await tx.sql`
       update nodes set
         state = coalesce(${change.state ?? null}, state),
         capacity = coalesce(${change.capacity ?? null}, capacity),
+        bandwidth_mbit = coalesce(${change.bandwidthMbit ?? null}, bandwidth_mbit),
+        provider = coalesce(${change.provider ?? null}, provider),
         endpoint = coalesce(${change.endpoint ?? null}, endpoint),
         listen_port = coalesce(${change.listenPort ?? null}, listen_port),
         mtu = coalesce(${change.mtu ?? null}, mtu),
@@ -139,6 +171,8 @@ export async function retireNode(
     if (row.peers > 0) {
       throw new KatafractError('node_has_peers', `${node} still carries ${row.peers} peers`, { status: 409 });
     }
+    await tx.sql`
+      update drains set state = 'done', ended_at = now() where node_id = ${node} and state in ('running', 'paused')`;
     await tx.sql`update nodes set state = 'retired', retired_at = now() where id = ${node} and state <> 'retired'`;
     await deps.audit.record(tx, [
       { actor: `operator:${operator}`, action: 'node.retired', subject: `node:${node}`, detail: {} },

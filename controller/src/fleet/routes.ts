@@ -17,8 +17,10 @@ import {
   security,
 } from '../platform/api.ts';
 import type { Bus } from './bus.ts';
+import { drainRoutes } from './drain-routes.ts';
 import { enroll, mintJoinToken } from './enrollment.ts';
 import type { EnrollmentDeps } from './fleet.ts';
+import { HEALTH_REASONS, HEALTH_STATES } from './health.ts';
 import * as operations from './operations.ts';
 import { listSigner } from './signed-list.ts';
 import { NODE_STATES } from './tables.ts';
@@ -42,7 +44,16 @@ const RegionInput = z.strictObject({
 const NodeView = z.object({
   id: NodeId,
   region: RegionId,
-  state: z.enum(NODE_STATES),
+  /** In a word: its life, or `suspect` or `down` where it should be serving and is not well. */
+  state: z.enum([...NODE_STATES, 'suspect', 'down']),
+  /** What operators made of it. */
+  lifecycle: z.enum(NODE_STATES),
+  /** How it was last judged; null before the first time. */
+  condition: z
+    .object({ state: z.enum(HEALTH_STATES), reason: z.enum(HEALTH_REASONS), since: z.iso.datetime() })
+    .nullable(),
+  provider: z.string().nullable(),
+  bandwidthMbit: z.number().int().nullable(),
   endpoint: Endpoint,
   publicKey: z.string(),
   capacity: z.number().int(),
@@ -59,6 +70,10 @@ const NodeView = z.object({
 const NodeChange = z.strictObject({
   state: z.enum(['active', 'cordoned']).optional(),
   capacity: z.number().int().min(1).max(1_000_000).optional(),
+  /** What its line carries. */
+  bandwidthMbit: z.number().int().min(1).max(10_000_000).optional(),
+  /** Whose machine it is: a peer's exits are spread over several. */
+  provider: Printable.min(1).max(64).optional(),
   endpoint: Endpoint.optional(),
   listenPort: z.number().int().min(1).max(65535).optional(),
   mtu: z.number().int().min(1280).max(9000).optional(),
@@ -178,7 +193,7 @@ function operatorRoutes(api: Api, deps: FleetRoutesDeps): void {
     middleware,
     method: 'patch',
     path: '/v1/admin/nodes/{id}',
-    summary: 'Cordon a node, or change its capacity, endpoint or configuration',
+    summary: 'Cordon a node, or change its capacity, provider, endpoint or configuration',
     request: { params: byNode, body: jsonBody(NodeChange) },
     responses: { 200: json(NodeView, 'The node'), ...problems(400, 401, 404, 409, 413) },
   });
@@ -206,4 +221,5 @@ export function fleetRoutes(api: Api, deps: FleetRoutesDeps): void {
   appRoutes(api, deps);
   nodeRoutes(api, deps);
   operatorRoutes(api, deps);
+  drainRoutes(api, deps);
 }

@@ -167,6 +167,8 @@ export const drains = pgTable(
     /** Peers it had, and those that were given other exits. */
     total: integer().notNull(),
     moved: integer().notNull().default(0),
+    /** Peers that no other exit could take at the last look. */
+    stranded: integer().notNull().default(0),
     startedAt: when('started_at').notNull(),
     endedAt: when('ended_at'),
   },

@@ -1,5 +1,6 @@
 /** Reads of peers with their placements, and the row changes that several operations share. */
 import type { Jkt } from '@katafract/shared/dpop';
+import type { Tier } from '@katafract/shared/sigil';
 import type { Generation, NodeId, PeerId, PublicKey, RegionId } from '@katafract/shared/units';
 import type { PlacementRole } from '../fleet/tables.ts';
 import type { Sql } from '../platform/db.ts';
@@ -9,6 +10,8 @@ export interface PlacementRow {
   readonly role: PlacementRole;
   readonly rank: number;
   readonly generation: Generation;
+  /** When a `leaving` one may let go. */
+  readonly releaseAt?: string | null;
 }
 
 export interface PeerRow {
@@ -29,7 +32,8 @@ const columns = (sql: Sql) => sql`
   p.id, p.subscription_id as "subscriptionId", p.public_key as "publicKey", p.address_index as "addressIndex",
   p.region_id as region, p.device, p.created_at as "createdAt", p.provisioned_at as "provisionedAt",
   coalesce((
-    select jsonb_agg(jsonb_build_object('node', x.node_id, 'role', x.role, 'rank', x.rank, 'generation', x.generation)
+    select jsonb_agg(jsonb_build_object('node', x.node_id, 'role', x.role, 'rank', x.rank, 'generation', x.generation,
+                                        'releaseAt', x.release_at)
                      order by x.rank, x.node_id)
     from placements x where x.peer_id = p.id), '[]') as placements`;
 
@@ -70,4 +74,21 @@ export async function lockPeersOf(sql: Sql, subscriptionId: string, device?: Jkt
   return sql<PeerRow[]>`
     select ${columns(sql)} from peers p where p.subscription_id = ${subscriptionId}
       ${device === undefined ? sql`` : sql`and p.device = ${device}`} order by p.id for update of p`;
+}
+
+/**
+ * Locks many peers at once: their subscriptions, then they themselves, each in id order, so that it keeps to the order
+ * that lockPeer keeps to.
+ * @returns those that are still there
+ */
+export async function lockPeers(sql: Sql, ids: readonly PeerId[]): Promise<(PeerRow & { tier: Tier })[]> {
+  if (ids.length === 0) return [];
+  const list = ids as readonly string[] as string[];
+  const owners = await sql<{ id: string; tier: Tier }[]>`
+    select id, tier from subscriptions
+    where id in (select subscription_id from peers where id = any(${list}::uuid[])) order by id for update`;
+  const tiers = new Map(owners.map(({ id, tier }) => [id, tier]));
+  const rows = await sql<PeerRow[]>`
+    select ${columns(sql)} from peers p where p.id = any(${list}::uuid[]) order by p.id for update of p`;
+  return rows.map((row) => ({ ...row, tier: tiers.get(row.subscriptionId) ?? 'free' }));
 }

@@ -1,0 +1,225 @@
+/**
+ * Watches the fleet: each second every node is judged (health.ts) by what the database has of it, so that it makes no
+ * difference which controller it speaks to; what changes is written down, audited and shown to placement everywhere.
+ *
+ *   node_reports (written in batches by whoever hears a node) ──► judge ──► node_health ──► roster of every controller
+ *                                                                                    └────► peers.evacuate
+ */
+import type { Clock } from '@katafract/shared/clock';
+import type { Digest, NodeId } from '@katafract/shared/units';
+import type { PartState } from '@katafract/shared/uplink';
+import { Gauge, type Registry } from 'prom-client';
+import type { Audit } from '../audit/audit.ts';
+import { bitsToDigest } from '../platform/columns.ts';
+import type { Database, Sql } from '../platform/db.ts';
+import type { Logger } from '../platform/log.ts';
+import type { Fleet } from './fleet.ts';
+import {
+  HEALTH_STATES,
+  type HealthReason,
+  type HealthState,
+  hearingSince,
+  implausible,
+  isQuiet,
+  judge,
+  recall,
+  type Seen,
+  shouldAsk,
+  type Verdict,
+} from './health.ts';
+
+export interface WatchDeps {
+  readonly db: Database;
+  readonly clock: Clock;
+  readonly log: Logger;
+  readonly registry: Registry;
+  readonly audit: Audit;
+  readonly fleet: Fleet;
+}
+
+interface Row {
+  readonly node: NodeId;
+  readonly state: HealthState | null;
+  readonly reason: HealthReason;
+  readonly since: string;
+  readonly flaps: number;
+  readonly seenAt: string | null;
+  readonly left: boolean;
+  readonly head: string;
+  readonly applied: string | null;
+  readonly digest: string;
+  readonly beat: number | null;
+  readonly beatHead: string | null;
+  readonly beatDigest: Digest | null;
+  readonly rules: PartState | null;
+  readonly dns: PartState | null;
+}
+
+interface Judged {
+  readonly node: NodeId;
+  readonly was: HealthState;
+  readonly quiet: boolean;
+  readonly verdict: Verdict;
+}
+
+/** How often the same alarm is logged, in ms. */
+const ALARM_MS = 60_000;
+
+export class Watch {
+  readonly #deps: WatchDeps;
+  readonly #verdicts = new Map<NodeId, Verdict>();
+  readonly #asked = new Map<NodeId, number>();
+  readonly #gauge: Gauge<'state'>;
+  readonly #implausible: Gauge;
+  #hearingSince = 0;
+  #lastLook = 0;
+  #lastDoubt = 0;
+
+  constructor(deps: WatchDeps) {
+    this.#deps = deps;
+    const registers = [deps.registry];
+    this.#gauge = new Gauge({
+      name: 'katafract_nodes_health',
+      help: 'Nodes by how they were last judged, as the controller that judges sees them',
+      labelNames: ['state'],
+      registers,
+    });
+    this.#implausible = new Gauge({
+      name: 'katafract_fleet_implausible',
+      help: '1 while more than half of the fleet looks down, so that this controller does nothing about it',
+      registers,
+    });
+  }
+
+  /** Asks nodes that are late for a sign of life. On every controller: a node may be connected to any. */
+  async ask(): Promise<void> {
+    const { fleet, clock } = this.#deps;
+    const now = clock.now();
+    for (const { nodes } of fleet.roster.regions()) {
+      for (const { id } of nodes) {
+        if (!shouldAsk(fleet.roster.heard(id), this.#asked.get(id) ?? 0, now)) continue;
+        this.#asked.set(id, now);
+        await fleet.ask(id);
+      }
+    }
+  }
+
+  /** Judges every node once. */
+  async look(): Promise<void> {
+    const { db, clock, fleet } = this.#deps;
+    const rows = await readRows(db.sql);
+    const now = clock.now();
+    this.#hearingSince = hearingSince(this.#hearingSince, {
+      now,
+      lastLook: this.#lastLook,
+      broker: fleet.hears,
+    });
+    this.#lastLook = now;
+    const judged = this.#doubt(
+      rows.map((row) => this.#judge(row, now)),
+      now,
+    );
+    for (const { node, verdict } of judged) this.#verdicts.set(node, verdict);
+    for (const state of HEALTH_STATES) {
+      this.#gauge.set({ state }, judged.filter(({ verdict }) => verdict.state === state).length);
+    }
+    const changed = judged.filter(({ was, verdict }) => verdict.state !== was);
+    if (changed.length > 0) await this.#write(changed);
+  }
+
+  #judge(row: Row, now: number): Judged {
+    const remembered = this.#verdicts.get(row.node);
+    const written: Verdict =
+      row.state === null
+        ? recall({ state: 'ok', reason: 'well', since: now, flaps: 0 })
+        : recall({ state: row.state, reason: row.reason, since: Date.parse(row.since), flaps: row.flaps });
+    // another controller may have judged meanwhile
+    const was = remembered?.state === written.state ? remembered : written;
+    const seen = seenOf(row, this.#deps.fleet.roster.heard(row.node));
+    const at = { now, hearingSince: this.#hearingSince };
+    return { node: row.node, was: was.state, quiet: isQuiet(seen, at), verdict: judge(was, seen, at) };
+  }
+
+  /** Where more than half of the fleet would be down, this controller is more likely the one that is ill. */
+  #doubt(judged: Judged[], now: number): Judged[] {
+    const gone = judged.filter(({ verdict, quiet }) => quiet || verdict.state === 'down');
+    const doubted = implausible(gone.length, judged.length);
+    if (doubted && this.#lastDoubt + ALARM_MS < now) {
+      this.#lastDoubt = now;
+      this.#deps.log.error(
+        { count: gone.length },
+        'more than half of the fleet looks down: probably this controller cannot hear it, so nothing is done',
+      );
+    }
+    this.#implausible.set(doubted ? 1 : 0);
+    if (!doubted) return judged;
+    return judged.map((one) => {
+      if (one.verdict.state !== 'down' || one.was === 'down') return one;
+      const state = 'suspect' as const;
+      const since = one.was === state ? (this.#verdicts.get(one.node)?.since ?? now) : now;
+      return { ...one, verdict: { ...one.verdict, state, since } };
+    });
+  }
+
+  async #write(changed: readonly Judged[]): Promise<void> {
+    const { db, audit, fleet, log } = this.#deps;
+    const rows = changed.map(({ node, verdict: { state, reason, since, flaps } }) => ({
+      node,
+      state,
+      reason,
+      since: new Date(since).toISOString(),
+      flaps,
+    }));
+    await db.transaction(async (tx) => {
+      await tx.sql`
+        insert into node_health as h (node_id, state, reason, since, flaps)
+        select node, state, reason, since, flaps
+        from jsonb_to_recordset(${tx.sql.json(rows)}) as r(node text, state text, reason text, since timestamptz, flaps int)
+        on conflict (node_id) do update
+          set state = excluded.state, reason = excluded.reason, since = excluded.since, flaps = excluded.flaps`;
+      await audit.record(
+        tx,
+        changed.map(({ node, was, verdict: { state, reason } }) => ({
+          actor: 'system',
+          action: 'node.health_changed',
+          subject: `node:${node}`,
+          detail: { from: was, to: state, reason },
+        })),
+      );
+    });
+    for (const { node, verdict } of changed) {
+      const line = { node, reason: `${verdict.state}: ${verdict.reason}` };
+      if (verdict.state === 'ok') log.info(line, 'a node is well again');
+      else log.warn(line, 'a node is not well');
+    }
+    await fleet.changed();
+  }
+}
+
+/** One read of all that is known of the nodes that were ever heard of. */
+function readRows(sql: Sql): Promise<Row[]> {
+  return sql<Row[]>`
+    select n.id as node, h.state, h.reason, h.since, h.flaps, r.last_seen_at as "seenAt",
+           r.left_at is not null as left, n.lineage || ' ' || n.generation as head, n.digest::text as digest,
+           r.applied_lineage || ' ' || r.applied_generation as applied, (r.health ->> 'at')::float8 as beat,
+           (r.health ->> 'lineage') || ' ' || (r.health ->> 'generation') as "beatHead",
+           r.health ->> 'digest' as "beatDigest", r.health ->> 'rules' as rules, r.health ->> 'dns' as dns
+    from nodes n join node_reports r on r.node_id = n.id left join node_health h on h.node_id = n.id
+    where n.state not in ('joining', 'retired') and r.last_seen_at is not null
+    order by n.id`;
+}
+
+function seenOf(row: Row, heard: number | null): Seen {
+  const reported = row.seenAt === null ? null : Date.parse(row.seenAt);
+  return {
+    heardAt: heard === null || reported === null ? (heard ?? reported) : Math.max(heard, reported),
+    left: row.left,
+    beat: row.beat,
+    applied: row.applied ?? '',
+    // before its first change a node has nothing to apply
+    behind: row.applied !== row.head && !row.head.endsWith(' 0'),
+    mismatch: row.beatHead === row.head && row.beatDigest !== bitsToDigest(row.digest),
+    rules: row.rules,
+    dns: row.dns,
+  };
+}
