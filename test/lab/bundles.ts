@@ -5,3 +5,4 @@ const built = (path: string) => fileURLToPath(new URL(`../../${path}`, import.me
 
 export const AGENT = built('agent/dist/main.mjs');
 export const CONTROLLER = built('controller/dist/main.mjs');
+export const WRAITH = built('controller/client/dist/wraith.mjs');

@@ -1,10 +1,10 @@
 /** A WraithGate of the lab: a host with an uplink and a mesh address, a state directory and the agent on it. */
-import { mkdirSync } from 'node:fs';
+import { existsSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { AGENT } from './bundles.ts';
 import { Host } from './host.ts';
 import { type Cable, plug, unplug } from './network.ts';
-import type { Program } from './process.ts';
+import { exec, type Program } from './process.ts';
 
 /** One row of `wg show … dump`. */
 export interface KernelPeer {
@@ -104,6 +104,28 @@ export class Exit extends Host {
 
   get agentPid(): number {
     return this.agent.pid;
+  }
+
+  /** Ends the agent and then WireGuard itself, without a word: what a kernel panic leaves of an exit. */
+  async crash(): Promise<void> {
+    await this.stopAgent('SIGKILL');
+    const daemon = await this.wireguardPid();
+    if (daemon === null) await this.exec('ip', ['link', 'delete', this.tunnel]);
+    else process.kill(daemon, 'SIGKILL');
+  }
+
+  /** The daemon behind the tunnel; null where the kernel has WireGuard. */
+  async wireguardPid(): Promise<number | null> {
+    const pids = (await exec('ip', ['netns', 'pids', this.namespace])).split('\n').filter(Boolean);
+    const wanted = `wireguard-go ${this.tunnel}`;
+    const line = (pid: string) => readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim();
+    const daemon = pids.find((pid) => existsSync(`/proc/${pid}`) && line(pid) === wanted);
+    return daemon === undefined ? null : Number(daemon);
+  }
+
+  /** Pulls the cable to the internet out at its far end, or puts it back. */
+  async plugged(is: boolean): Promise<void> {
+    await this.#inet.exec('ip', ['link', 'set', this.#options.port, is ? 'up' : 'down']);
   }
 
   /** A power cut: processes, interfaces, rules and settings are gone, only the state directory stays. */

@@ -108,6 +108,8 @@ export const RULES = {
   backOff: 2 * SECOND,
   backOffAtMost: MINUTE,
   switchesPerMinute: 10,
+  /** Of round-trip times: what is less than this apart is equally near. */
+  nearer: 20,
 } as const;
 
 /** @param now milliseconds since the epoch */
@@ -223,7 +225,9 @@ function waiting(state: FailoverState, now: number): Decision {
 function candidates(state: FailoverState, { exits }: Observation, now: number): ExitSeen[] {
   const home = homeOf(exits)?.node;
   const shunned = ({ node }: ExitSeen) => Math.max(0, (state.punished[node]?.until ?? 0) - now);
-  const distance = ({ node, rttMs }: ExitSeen) => (node === home ? -1 : (rttMs ?? Number.MAX_SAFE_INTEGER));
+  // in coarse steps: the order of provisioning must not give way to noise
+  const distance = ({ node, rttMs = Number.MAX_SAFE_INTEGER }: ExitSeen) =>
+    node === home ? -1 : Math.floor(rttMs / RULES.nearer);
   return exits
     .filter(({ node }) => node !== state.exit)
     .sort((a, b) => {
