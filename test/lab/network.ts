@@ -99,11 +99,17 @@ export async function plug(
   for (const cable of wiring) {
     const side = cable.bridge === 'mesh' ? mesh : inet;
     await batch(side, [
-      `link add ${port} type veth peer name ${cable.interface} netns ${host.namespace}`,
+      `link add ${port} type veth peer name ${cable.interface} address ${hardwareAddress(cable)} netns ${host.namespace}`,
       `link set ${port} master ${cable.bridge} up`,
     ]);
   }
   await batch(host, ['link set lo up', ...wiring.flatMap(configure)]);
+}
+
+/** As a network card has: the same after a reboot, since the neighbours remember it for half a minute. */
+function hardwareAddress({ ipv4 }: Cable): string {
+  const octets = ipv4.split('.').map((octet) => Number(octet).toString(16).padStart(2, '0'));
+  return ['02', '00', ...octets].join(':');
 }
 
 function configure(cable: Cable): string[] {
