@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import type { Exit } from '../lab/exit.ts';
 import { exec } from '../lab/process.ts';
 import type { Fleet } from './bed.ts';
-import { daemonOf, residentMiB, ticks } from './processes.ts';
+import { residentMiB, ticks } from './processes.ts';
 import type { Report } from './report.ts';
 
 const sleep = (seconds: number) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
@@ -18,7 +18,7 @@ interface Idle {
 /** Share of one core, in percent, that an exit's agent, the commands it runs and its WireGuard daemon take. */
 async function idle(exit: Exit, seconds: number): Promise<Idle> {
   const hertz = Number(await exec('getconf', ['CLK_TCK']));
-  const daemon = await daemonOf(exit);
+  const daemon = await exit.wireguardPid();
   const look = () => ({ agent: ticks(exit.agentPid), daemon: daemon === null ? null : ticks(daemon) });
   const before = look();
   await sleep(seconds);

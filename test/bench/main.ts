@@ -7,6 +7,7 @@
  *   (b) the same, by peers already on the exit                          (e) snapshot of 50,000 peers to a cold node
  *   (c) acked provisions a second, against a bare insert                (f) memory and idle work
  *   (g) payment to Sigil, lapse to peer gone from the kernel            (h) verified requests, against unverified
+ *   (i) death of an exit to its device on another
  */
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -19,6 +20,7 @@ import { Shop } from '../stores/shop.ts';
 import { Fleet, type FleetOptions } from './bed.ts';
 import { measureBilling } from './billing.ts';
 import { measureBytes } from './bytes.ts';
+import { measureFailover } from './failover.ts';
 import { measureFootprint } from './footprint.ts';
 import { describeMachine, type Machine } from './machine.ts';
 import { measureProvision, measureSizes } from './provision.ts';
@@ -28,7 +30,7 @@ import { measureThroughput } from './throughput.ts';
 import { measureVerified } from './verified.ts';
 
 const FOLDER = fileURLToPath(new URL('../../.bench', import.meta.url));
-const USAGE = `npm run bench -- [--only a,b,c,d,e,f,g,h] [--quick] [--profile]
+const USAGE = `npm run bench -- [--only a,b,c,d,e,f,g,h,i] [--quick] [--profile]
 
   --only     some of the measures (see the top of test/bench/main.ts)
   --quick    fewer rounds: to see that it works, not to quote
@@ -36,7 +38,7 @@ const USAGE = `npm run bench -- [--only a,b,c,d,e,f,g,h] [--quick] [--profile]
 `;
 /** Those of one fleet with an exit for each size. */
 const SIZED = ['a', 'b', 'd', 'e', 'f'];
-const ALL = [...SIZED, 'c', 'g', 'h'];
+const ALL = [...SIZED, 'c', 'g', 'h', 'i'];
 /** An exit for each size, in a region of its own, so that a caller chooses the exit by the region. */
 const SIZES = [
   { exit: 'exit-0', region: 'r0', peers: 0 },
@@ -54,6 +56,7 @@ const FULL = {
   footprint: { settle: 60, watch: 30 },
   billing: 20,
   verified: { rounds: 5, requests: 8000 },
+  deaths: 40,
 };
 const QUICK: typeof FULL = {
   provision: { rounds: 5, each: 10 },
@@ -64,6 +67,7 @@ const QUICK: typeof FULL = {
   footprint: { settle: 15, watch: 20 },
   billing: 3,
   verified: { rounds: 1, requests: 2000 },
+  deaths: 4,
 };
 
 interface Options {
@@ -151,6 +155,14 @@ function tenExits(run: Run): Promise<void> {
   );
 }
 
+function dyingExits(run: Run): Promise<void> {
+  const exits = ['fra', 'hel', 'sin'].map((region) => ({ name: `${region}-1`, region }));
+  const { report, options } = run;
+  return withFleet(run, { regions: REGIONS, exits }, (fleet) =>
+    measureFailover(fleet, report, options.how.deaths),
+  );
+}
+
 async function paidFor(run: Run): Promise<void> {
   const regions = [{ id: 'r0', name: 'r0', country: 'DE', latitude: 50, longitude: 8 }];
   const exits = ['exit-1', 'exit-2'].map((name) => ({ name, region: 'r0' }));
@@ -187,6 +199,7 @@ async function main(): Promise<void> {
     if (SIZED.some((name) => only.has(name))) await oneExitASize(run);
     if (only.has('c')) await tenExits(run);
     if (only.has('g')) await paidFor(run);
+    if (only.has('i')) await dyingExits(run);
     if (only.has('h')) await measureVerified(postgres, report, options.how.verified);
     console.log(`written to ${report.finish(FOLDER)}`);
   } finally {

@@ -1,7 +1,6 @@
 /** What processes take, as proc(5) tells it: memory, and processor time by the part of the system they belong to. */
 import { readdirSync, readFileSync } from 'node:fs';
 import type { Sql } from '../../controller/src/platform/db.ts';
-import type { Exit } from '../lab/exit.ts';
 import { exec } from '../lab/process.ts';
 import type { Fleet } from './bed.ts';
 
@@ -45,15 +44,6 @@ async function pidsIn(namespace: string): Promise<number[]> {
   return text.split('\n').filter(Boolean).map(Number);
 }
 
-/** The daemon behind an exit's tunnel; null where the kernel has WireGuard. */
-export async function daemonOf(exit: Exit): Promise<number | null> {
-  const wanted = `wireguard-go ${exit.tunnel}`;
-  const isDaemon = (pid: number) =>
-    readdirSync('/proc').includes(String(pid)) &&
-    readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim() === wanted;
-  return (await pidsIn(exit.namespace)).find(isDaemon) ?? null;
-}
-
 export const PARTS = ['controller', 'database', 'agents', 'commands of agents', 'WireGuard daemons'] as const;
 export type Part = (typeof PARTS)[number];
 
@@ -66,7 +56,7 @@ export async function processorTime(fleet: Fleet, sql: Sql): Promise<Record<Part
   };
   add('controller', ticks(fleet.lab.controller.program.pid).own);
   for (const exit of fleet.lab.exits) {
-    const daemon = await daemonOf(exit);
+    const daemon = await exit.wireguardPid();
     for (const pid of await pidsIn(exit.namespace)) {
       const at = ticksIfThere(pid);
       if (!at) continue;
