@@ -7,6 +7,7 @@ import type { Exit } from '../lab/exit.ts';
 import type { Lab } from '../lab/lab.ts';
 import { INTERNET } from '../lab/network.ts';
 import { waitFor } from '../lab/wait.ts';
+import { Wraith } from '../lab/wraith.ts';
 import type { Shop } from '../stores/shop.ts';
 
 export interface Connection {
@@ -195,6 +196,24 @@ async function followsPayment({ lab, shop, payer }: Fleet): Promise<void> {
   await payer.down();
 }
 
+/** `wraith` on a device whose exit is killed, in a region where nobody else is: on through a standby, and home again. */
+async function failsOver({ lab, sigil, payer }: Fleet): Promise<void> {
+  const home = lab.exit('hil-1');
+  const comesOutOf = async () => payer.httpGet(page(INTERNET.ipv4), 1000);
+  const wraith = new Wraith(lab, payer, sigil);
+  await wraith.watch('hil', 2);
+  assert.equal(await comesOutOf(), home.publicAddress4);
+  const beside = await lab.inet.countPackets(['-s', payer.address4, '-d', INTERNET.ipv4]);
+  await home.crash();
+  await waitFor('a standby to carry the device', async () => (await comesOutOf()) !== home.publicAddress4);
+  home.startAgent();
+  await waitFor('the device to be home', async () => (await comesOutOf()) === home.publicAddress4);
+  assert.equal(await beside(), 0, 'packets left beside the tunnel meanwhile');
+  await wraith.leave();
+  await wraith.down(true);
+  await lab.nodesOnline();
+}
+
 export const PROMISES: readonly Claim[] = [
   {
     name: 'every device shakes hands with its exit',
@@ -215,6 +234,10 @@ export const PROMISES: readonly Claim[] = [
   {
     name: 'a payment opens a tunnel for its device alone, a lapse cuts it, a late payment brings it back',
     prove: followsPayment,
+  },
+  {
+    name: 'an exit is killed: its device is on a standby by itself, and home again when home is back',
+    prove: failsOver,
   },
   {
     name: 'controller killed: tunnels pass every ping, a standby takes over, all comes back',

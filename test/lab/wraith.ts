@@ -49,7 +49,9 @@ export class Wraith {
     return JSON.parse(stdout) as WraithStatus;
   }
 
-  async down(): Promise<void> {
-    await this.device.exec(process.execPath, [...this.#place, 'down'], { env: this.#env });
+  /** Takes the tunnel down; `forget` also gives the peer back. */
+  async down(forget = false): Promise<void> {
+    const args = [...this.#place, 'down', ...(forget ? ['--forget'] : [])];
+    await this.device.exec(process.execPath, args, { env: this.#env });
   }
 }
