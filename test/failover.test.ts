@@ -107,3 +107,18 @@ test('one that is taken down ends the watching, and nothing of it stays', async 
   expect(wraith.program.log.text()).toContain('tunnel_gone');
   expect(await wraith.status()).toMatchObject({ state: 'down' });
 });
+
+/** The last of them: the exit stays drained. */
+test('an exit that is drained is left for one that answers already, before it lets go', async () => {
+  const { lab } = fleet;
+  await wraith.watch('fra');
+  const ping = await wraith.device.startPing(INTERNET.ipv4, 100);
+  await lab.controller.operate('POST', '/v1/admin/nodes/fra-1/drain', {});
+  await seenAs(lab.exit('hel-1'));
+  const { sent, lost } = await ping.stop();
+  console.log(`drained: ${lost.length} of ${sent} pings lost`);
+  // an answer on its way at the very moment of the switch comes from an exit that has no routes any more
+  expect(lost.length).toBeLessThanOrEqual(1);
+  expect(wraith.program.log.text()).toContain('fra-1 → hel-1: the one before is being drained');
+  expect(await wraith.status()).toMatchObject({ watch: { reason: 'leaving', home: 'hel-1' } });
+});

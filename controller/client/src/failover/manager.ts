@@ -74,8 +74,8 @@ export interface FailoverOptions {
   readonly patience?: Patience | undefined;
 }
 
-/** Between two questions to the API; jittered by a quarter. */
-const NEWS_MS = 15_000;
+/** Between two questions to the API, jittered by a quarter: less than the minute for which an exit that was left still answers. */
+const NEWS_MS = 40_000;
 const ROUND_TRIP_MS = 600_000;
 
 export const REASONS: Record<FailoverState['reason'], string> = {
