@@ -118,7 +118,7 @@ export type ConfigOf = (row: { listenPort: number; mtu: number }) => NodeConfig;
 
 const headColumns = (sql: Sql) => sql`
   n.lineage::float8, n.generation::float8, n.digest::text, n.swept_generation::float8 as swept,
-  n.allow_shrink as "allowShrink", n.config_generation::float8 as "configGeneration",
+  (n.allow_shrink or n.state in ('draining', 'drained')) as "allowShrink", n.config_generation::float8 as "configGeneration",
   n.listen_port as "listenPort", n.mtu`;
 
 function toHead({ lineage, generation, digest, swept }: HeadRow): Head {

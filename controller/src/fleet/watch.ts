@@ -57,7 +57,7 @@ interface Row {
 
 interface Judged {
   readonly node: NodeId;
-  readonly was: HealthState;
+  readonly was: Verdict;
   readonly quiet: boolean;
   readonly verdict: Verdict;
 }
@@ -123,21 +123,18 @@ export class Watch {
     for (const state of HEALTH_STATES) {
       this.#gauge.set({ state }, judged.filter(({ verdict }) => verdict.state === state).length);
     }
-    const changed = judged.filter(({ was, verdict }) => verdict.state !== was);
+    const changed = judged.filter(
+      ({ was, verdict }) => verdict.state !== was.state || verdict.reason !== was.reason,
+    );
     if (changed.length > 0) await this.#write(changed);
   }
 
   #judge(row: Row, now: number): Judged {
     const remembered = this.#verdicts.get(row.node);
-    const written: Verdict =
-      row.state === null
-        ? recall({ state: 'ok', reason: 'well', since: now, flaps: 0 })
-        : recall({ state: row.state, reason: row.reason, since: Date.parse(row.since), flaps: row.flaps });
-    // another controller may have judged meanwhile
-    const was = remembered?.state === written.state ? remembered : written;
+    const was = row.state === null ? (remembered ?? newcomer(now)) : upToDate(row, row.state, remembered);
     const seen = seenOf(row, this.#deps.fleet.roster.heard(row.node));
     const at = { now, hearingSince: this.#hearingSince };
-    return { node: row.node, was: was.state, quiet: isQuiet(seen, at), verdict: judge(was, seen, at) };
+    return { node: row.node, was, quiet: isQuiet(seen, at), verdict: judge(was, seen, at) };
   }
 
   /** Where more than half of the fleet would be down, this controller is more likely the one that is ill. */
@@ -154,9 +151,9 @@ export class Watch {
     this.#implausible.set(doubted ? 1 : 0);
     if (!doubted) return judged;
     return judged.map((one) => {
-      if (one.verdict.state !== 'down' || one.was === 'down') return one;
+      if (one.verdict.state !== 'down' || one.was.state === 'down') return one;
       const state = 'suspect' as const;
-      const since = one.was === state ? (this.#verdicts.get(one.node)?.since ?? now) : now;
+      const since = one.was.state === state ? one.was.since : now;
       return { ...one, verdict: { ...one.verdict, state, since } };
     });
   }
@@ -170,6 +167,7 @@ export class Watch {
       since: new Date(since).toISOString(),
       flaps,
     }));
+    const passed = changed.filter(({ was, verdict }) => verdict.state !== was.state);
     await db.transaction(async (tx) => {
       await tx.sql`
         insert into node_health as h (node_id, state, reason, since, flaps)
@@ -179,21 +177,30 @@ export class Watch {
           set state = excluded.state, reason = excluded.reason, since = excluded.since, flaps = excluded.flaps`;
       await audit.record(
         tx,
-        changed.map(({ node, was, verdict: { state, reason } }) => ({
+        passed.map(({ node, was, verdict: { state, reason } }) => ({
           actor: 'system',
           action: 'node.health_changed',
           subject: `node:${node}`,
-          detail: { from: was, to: state, reason },
+          detail: { from: was.state, to: state, reason },
         })),
       );
     });
-    for (const { node, verdict } of changed) {
+    for (const { node, verdict } of passed) {
       const line = { node, reason: `${verdict.state}: ${verdict.reason}` };
       if (verdict.state === 'ok') log.info(line, 'a node is well again');
       else log.warn(line, 'a node is not well');
     }
-    await fleet.changed();
+    if (passed.length > 0) await fleet.changed();
   }
+}
+
+const newcomer = (now: number) => recall({ state: 'ok', reason: 'well', since: now, flaps: 0 });
+
+/** What this process remembers of a node, unless another one has judged it meanwhile. */
+function upToDate(row: Row, state: HealthState, remembered: Verdict | undefined): Verdict {
+  const since = Date.parse(row.since);
+  if (remembered?.state === state && remembered.since === since) return { ...remembered, reason: row.reason };
+  return recall({ state, reason: row.reason, since, flaps: row.flaps });
 }
 
 /** One read of all that is known of the nodes that were ever heard of. */
