@@ -78,6 +78,12 @@ beforeAll(async () => {
   const grant = { tier: 'ops', expiresAt: inDays(300), reason: 'support' };
   const { secret } = await controller.operate<{ secret: string }>('POST', '/v1/admin/grants', grant);
   bodies.set('/v1/sigils', [{ secret }]);
+  // to be revoked, should none be minted before that is tried
+  for (let count = 0; count < 4; count++) {
+    const minted = await controller.mint('free');
+    there.sigils.push(minted.id);
+    there.subscriptions.push(minted.subscription);
+  }
   await lookAround();
 });
 afterAll(async () => {
@@ -241,7 +247,7 @@ it(`answers ${RUNS} requests of every kind as documented, seed ${SEED}`, { timeo
     operations.map(({ method, path }) => [`${method} ${path}`, new Set()]),
   );
   let before = await digest();
-  const property = fc.asyncProperty(requests(operations, resolve, world), async (fuzzed) => {
+  const check = async (fuzzed: Fuzzed) => {
     const { operation, way, request } = fuzzed;
     const answer = await send(controller.url, await proven(way, request));
     const found = faults(fuzzed, answer, resolve);
@@ -256,10 +262,21 @@ it(`answers ${RUNS} requests of every kind as documented, seed ${SEED}`, { timeo
       const shown = `${request.method} ${request.target.slice(0, 200)} (${way}): ${answer.status}`;
       throw new Error(`${shown}\n${found.join('\n')}\n${answer.body.slice(0, 500)}`);
     }
-  });
-  const result = await fc.check(property, { numRuns: RUNS, seed: SEED, endOnFailure: true });
-  // fast-check's own report would print the whole document with the request
-  if (result.failed) throw new Error(`request ${result.numRuns}`, { cause: result.errorInstance });
+  };
+  const run = async (some: readonly Operation[], numRuns: number) => {
+    const property = fc.asyncProperty(requests(some, resolve, world), check);
+    const result = await fc.check(property, { numRuns, seed: SEED, endOnFailure: true });
+    // fast-check's own report would print the whole document with the request
+    if (result.failed) throw new Error(`request ${result.numRuns}`, { cause: result.errorInstance });
+  };
+  await run(operations, RUNS);
+  // chance may have left one out
+  const succeeded = ({ method, path }: Operation) =>
+    [...(outcomes.get(`${method} ${path}`) ?? [])].some((status) => status < 300);
+  for (const operation of operations) {
+    const { method, path } = operation;
+    if (!succeeded(operation) && !OFF.test(`${method} ${path}`)) await run([operation], 60);
+  }
   for (const [operation, statuses] of outcomes) {
     const all = [...statuses];
     expect
