@@ -114,6 +114,11 @@ export class FakeExit {
     this.#open();
   }
 
+  /** From now on it sends no heartbeats, but answers. */
+  hush(): void {
+    clearInterval(this.#beats);
+  }
+
   /** Resolves when everything that has arrived is taken. */
   idle(): Promise<void> {
     return this.#work;

@@ -19,6 +19,7 @@ interface NodeView {
   peers: number;
   generation: number;
   lastSeenAt: string;
+  health: { at: number };
 }
 
 const database = useDatabase();
@@ -125,6 +126,20 @@ it('one that comes back holds nothing stale, and is trusted again only after sev
   expect(back.generation).toBe((await nodeOf('fra-1')).generation);
   expect(back.faults).toEqual([]);
   expect(await controller.metric('katafract_nodes_health', 'state="ok"')).toBe(NODES.length);
+});
+
+it('a last will makes an exit suspect at once; one whose heartbeats are lost is asked, answers, and stays well', async () => {
+  exit('hel-1').hush();
+  exit('hel-2').say('presence', { v: 1, online: false });
+  await waitFor('it to be noted', async () => (await nodeOf('hel-2')).state === 'suspect');
+  await waitFor('it to be well', async () => (await nodeOf('hel-2')).state === 'active');
+  expect(await healthOf('hel-2')).toEqual(['suspect left', 'ok well']);
+  await waitFor('a good while without a heartbeat', async () => {
+    const { lastSeenAt, health } = await nodeOf('hel-1');
+    return Date.parse(lastSeenAt) - health.at > 35_000;
+  });
+  expect((await nodeOf('hel-1')).state).toBe('active');
+  expect(await healthOf('hel-1')).toEqual([]);
 });
 
 it('with most of the fleet silent the controller doubts itself: an alarm, and nothing is moved', async () => {
