@@ -114,7 +114,7 @@ export class Failover {
     const both = AbortSignal.any([signal, own.signal]);
     const beside = [
       this.#every(NEWS_MS, () => this.#askApi(both), both),
-      this.#every(ROUND_TRIP_MS, () => this.#measure(), both),
+      this.#every(ROUND_TRIP_MS, () => this.#measure(both), both),
     ];
     try {
       await this.#report();
@@ -223,8 +223,9 @@ export class Failover {
     this.#apiSays = says;
   }
 
-  async #measure(): Promise<void> {
+  async #measure(signal: AbortSignal): Promise<void> {
     for (const exit of this.#exits) {
+      if (signal.aborted) return;
       const took = await this.#ports.roundTrip(exit);
       if (took === null) this.#roundTrips.delete(exit.node);
       else this.#roundTrips.set(exit.node, took);
