@@ -78,13 +78,18 @@ async function provePromises(fleet: Fleet, stopped: () => boolean): Promise<bool
   let held = true;
   for (const { name, prove } of PROMISES) {
     const since = performance.now();
+    let figure: unknown;
     const failure = await prove(fleet).then(
-      () => undefined,
+      (found) => {
+        figure = found;
+        return undefined;
+      },
       (error: unknown) => (error instanceof Error ? error.message : String(error)),
     );
     if (stopped()) return false;
     if (failure !== undefined) held = false;
-    verdicts.verdict(name, failure, performance.now() - since);
+    const shown = typeof figure === 'string' ? `${name}: ${figure}` : name;
+    verdicts.verdict(shown, failure, performance.now() - since);
   }
   return held;
 }

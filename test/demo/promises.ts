@@ -28,7 +28,8 @@ export interface Fleet {
 
 export interface Claim {
   readonly name: string;
-  readonly prove: (fleet: Fleet) => Promise<void>;
+  /** Resolves with a figure worth showing, where there is one. */
+  readonly prove: (fleet: Fleet) => Promise<unknown>;
 }
 
 const page = (address: string) => `http://${address.includes(':') ? `[${address}]` : address}/`;
@@ -197,21 +198,24 @@ async function followsPayment({ lab, shop, payer }: Fleet): Promise<void> {
 }
 
 /** `wraith` on a device whose exit is killed, in a region where nobody else is: on through a standby, and home again. */
-async function failsOver({ lab, sigil, payer }: Fleet): Promise<void> {
+async function failsOver({ lab, sigil, payer }: Fleet): Promise<string> {
   const home = lab.exit('hil-1');
   const comesOutOf = async () => payer.httpGet(page(INTERNET.ipv4), 1000);
   const wraith = new Wraith(lab, payer, sigil);
   await wraith.watch('hil', 2);
   assert.equal(await comesOutOf(), home.publicAddress4);
   const beside = await lab.inet.countPackets(['-s', payer.address4, '-d', INTERNET.ipv4]);
+  const killed = performance.now();
   await home.crash();
   await waitFor('a standby to carry the device', async () => (await comesOutOf()) !== home.publicAddress4);
+  const took = performance.now() - killed;
   home.startAgent();
   await waitFor('the device to be home', async () => (await comesOutOf()) === home.publicAddress4);
   assert.equal(await beside(), 0, 'packets left beside the tunnel meanwhile');
   await wraith.leave();
   await wraith.down(true);
   await lab.nodesOnline();
+  return `on the standby after ${(took / 1000).toFixed(1)} s`;
 }
 
 export const PROMISES: readonly Claim[] = [
