@@ -11,7 +11,7 @@ import { uuidv7 } from '../platform/ids.ts';
 import { codeHash, normalCode } from './codes.ts';
 import type { BillingMetrics } from './metrics.ts';
 import type { ReaderDeps, StoreReader } from './reader.ts';
-import { claimKey, isLive, voucherExpiry } from './rules.ts';
+import { claimKey, given, isLive, voucherExpiry } from './rules.ts';
 import { openFor, settle } from './settle.ts';
 import * as store from './store.ts';
 import type { StoreName, StorePort } from './stores/port.ts';
@@ -115,15 +115,12 @@ async function redeemIn(
   // the code is not spent on what can give nothing
   if (subscription?.revoked) throw refuse(409, 'subscription_revoked', 'the subscription was revoked');
   const expiresAt = voucherExpiry(await store.entitlementsOf(tx.sql, subscriptionId), voucher, now);
-  const entitlement = {
-    claim,
-    tier,
-    standing: 'active',
-    renews: false,
-    expiresAt,
-    contested: false,
+  const row = {
+    ...given(claim, tier, expiresAt),
+    id: uuidv7(now),
+    source: 'voucher',
+    reference: voucher.id,
   } as const;
-  const row = { ...entitlement, id: uuidv7(now), source: 'voucher', reference: voucher.id } as const;
   await store.writeEntitlement(tx, { ...row, subscriptionId, live: true }, new Date(now));
   await store.markRedeemed(tx, voucher.id, claim, new Date(now));
   await deps.audit.record(tx, [

@@ -8,7 +8,7 @@ import { uuidv7 } from '../platform/ids.ts';
 import { type Asked, keyExpired, onceOnly, uuidOf } from '../platform/once.ts';
 import { claimSecretOf, codeHash, normalCode, voucherCodeOf } from './codes.ts';
 import type { ReaderDeps } from './reader.ts';
-import { claimKey } from './rules.ts';
+import { claimKey, given } from './rules.ts';
 import { openFor, settle } from './settle.ts';
 import * as store from './store.ts';
 
@@ -83,15 +83,14 @@ export async function grant(deps: GiftDeps, request: GrantRequest, asked: Asked)
       throw new KatafractError('subscription_revoked', 'the subscription was revoked', { status: 409 });
     if (key === null) await keepMinted(tx, subscriptionId, subscription, now);
     const id = uuidOf(once.seed, 'grant');
-    const given = {
-      claim: key,
-      tier,
-      standing: 'active',
-      renews: false,
-      expiresAt,
-      contested: false,
+    const row = {
+      ...given(key, tier, expiresAt),
+      id,
+      source: 'grant',
+      reference: id,
+      subscriptionId,
+      live: true,
     } as const;
-    const row = { ...given, id, source: 'grant', reference: id, subscriptionId, live: true } as const;
     await store.writeEntitlement(tx, row, new Date(now));
     const detail = { tier, expiresAt: new Date(expiresAt).toISOString(), reason };
     await deps.audit.record(tx, [
@@ -112,15 +111,14 @@ async function keepMinted(
 ): Promise<void> {
   if (expiresAt <= now || (await store.entitlementsOf(tx.sql, subscriptionId)).length > 0) return;
   const id = uuidv7(now);
-  const minted = {
-    claim: null,
-    tier,
-    standing: 'active',
-    renews: false,
-    expiresAt,
-    contested: false,
+  const row = {
+    ...given(null, tier, expiresAt),
+    id,
+    source: 'grant',
+    reference: id,
+    subscriptionId,
+    live: true,
   } as const;
-  const row = { ...minted, id, source: 'grant', reference: id, subscriptionId, live: true } as const;
   await store.writeEntitlement(tx, row, new Date(now));
 }
 

@@ -25,6 +25,11 @@ export interface Entitlement {
   readonly contested: boolean;
 }
 
+/** What a code or a grant entitles to: nobody renews it, and nothing but its time ends it. */
+export function given(claim: string | null, tier: Tier, expiresAt: number): Entitlement {
+  return { claim, tier, standing: 'active', renews: false, expiresAt, contested: false };
+}
+
 export interface Change {
   readonly next: Entitlement;
   readonly changed: boolean;

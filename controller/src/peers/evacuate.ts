@@ -9,14 +9,14 @@
  * What is left to do is what the tables say, so after a crash anywhere the next pass goes on, and nothing is done twice:
  * a peer that has left does not have to leave any more.
  */
-import { type AddressPlan, addressesAt } from '@katafract/shared/addresses';
+import type { AddressPlan } from '@katafract/shared/addresses';
 import { TIERS, type Tier } from '@katafract/shared/sigil';
 import type { NodeId, PeerId } from '@katafract/shared/units';
 import type { Audit } from '../audit/audit.ts';
-import type { Choice, Fleet, RowChange } from '../fleet/fleet.ts';
+import type { Choice, Fleet } from '../fleet/fleet.ts';
 import { type Emptying, nodesToEmpty } from '../fleet/jobs.ts';
 import type { AfterCommit, Database, Sql, Tx } from '../platform/db.ts';
-import { removal } from './release.ts';
+import { removeRow, setRow } from './rows.ts';
 import { planMove, roleOf } from './rules.ts';
 import { lockPeers, type PeerRow } from './store.ts';
 
@@ -155,20 +155,12 @@ export class Evacuation {
   /** What becomes of one peer: rows of nodes' tables that come and go, and others that only change their place in its list. */
   #step(peer: Locked, choices: readonly Choice[], releaseAt: Date) {
     const { fleet, plan } = this.#deps;
-    const addresses = addressesAt(plan, peer.addressIndex);
     const dead = (node: NodeId) => fleet.roster.node(node).health === 'down';
     const { add, keep, leave } = planMove(
       peer.placements.map(({ node }) => node),
       choices.map(({ node }) => node),
     );
-    const changes: RowChange[] = add.map(({ node, rank }) => ({
-      node,
-      publicKey: peer.publicKey,
-      ...addresses,
-      peer: peer.id,
-      role: roleOf(rank),
-      rank,
-    }));
+    const changes = add.map(({ node, rank }) => setRow(plan, peer, { node, rank, role: roleOf(rank) }));
     const ranks: Rank[] = keep.map(({ node, rank }) => ({
       peer: peer.id,
       node,
@@ -177,7 +169,7 @@ export class Evacuation {
       releaseAt: null,
     }));
     for (const at of peer.placements.filter(({ node }) => leave.includes(node))) {
-      if (dead(at.node)) changes.push(removal(plan, peer, at));
+      if (dead(at.node)) changes.push(removeRow(plan, peer, at));
       else if (at.role !== 'leaving') {
         ranks.push({
           peer: peer.id,

@@ -18,6 +18,7 @@ import { Batcher } from './batch.ts';
 import { Evacuation } from './evacuate.ts';
 import { type Committed, type Provisioned, provisionBatch } from './provision.ts';
 import { releaseLeft } from './release.ts';
+import { places, removeRow, setRow } from './rows.ts';
 import { deviceLimit, type ProvisionWish, planMove, publicKeyInUse, roleOf } from './rules.ts';
 import * as store from './store.ts';
 import { forget, forgetStale, remember, resume, waitingSubscriptions } from './suspend.ts';
@@ -187,8 +188,8 @@ export class Peers {
         { actor: actor.name, action: 'peer.key_rotated', subject: `peer:${id}`, detail },
       ]);
       return peer.placements.flatMap((at) => [
-        this.#row(peer, at, null),
-        this.#row({ ...peer, publicKey }, at, peer.id),
+        removeRow(this.#deps.plan, peer, at),
+        setRow(this.#deps.plan, { ...peer, publicKey }, at),
       ]);
     });
   }
@@ -222,7 +223,9 @@ export class Peers {
       await this.#deps.audit.record(tx, [
         { actor: actor.name, action: 'peer.moved', subject: `peer:${id}`, detail },
       ]);
-      return plan.add.map(({ node, rank }) => this.#row(peer, { node, rank, role: roleOf(rank) }, peer.id));
+      return plan.add.map(({ node, rank }) =>
+        setRow(this.#deps.plan, peer, { node, rank, role: roleOf(rank) }),
+      );
     });
   }
 
@@ -284,7 +287,7 @@ export class Peers {
       ]);
       return fleet.commit(
         tx,
-        wanted.map((node, rank) => this.#row(peer, { node, rank, role: roleOf(rank) }, was.id)),
+        places(wanted).map((at) => setRow(this.#deps.plan, peer, at)),
       );
     });
     const row = await store.readPeer(db.sql, was.subscriptionId, was.id);
@@ -325,7 +328,7 @@ export class Peers {
     actor: string,
     action: AuditEntry['action'] = 'peer.removed',
   ) {
-    const { fleet, audit, clock } = this.#deps;
+    const { fleet, audit, clock, plan } = this.#deps;
     const [first] = peers;
     if (!first) return fleet.commit(tx, []);
     await tx.sql`delete from peers where id = any(${peers.map(({ id }) => id as string)}::uuid[])`;
@@ -347,18 +350,8 @@ export class Peers {
     );
     return fleet.commit(
       tx,
-      peers.flatMap((peer) => peer.placements.map((at) => this.#row(peer, at, null))),
+      peers.flatMap((peer) => peer.placements.map((at) => removeRow(plan, peer, at))),
     );
-  }
-
-  #row(
-    peer: Pick<store.PeerRow, 'publicKey' | 'addressIndex'>,
-    at: Pick<store.PlacementRow, 'node' | 'role' | 'rank'>,
-    holder: PeerId | null,
-  ): RowChange {
-    const addresses = addressesAt(this.#deps.plan, peer.addressIndex);
-    const { node, role, rank } = at;
-    return { node, publicKey: peer.publicKey, ...addresses, peer: holder, role, rank };
   }
 
   /** Runs one transaction and announces what it did once it has committed. */

@@ -7,7 +7,7 @@
  * Statements that do not need one another's results go out together, so a batch costs four round trips, whatever
  * its size.
  */
-import { type AddressPlan, addressesAt } from '@katafract/shared/addresses';
+import type { AddressPlan } from '@katafract/shared/addresses';
 import type { KatafractError } from '@katafract/shared/errors';
 import { TIERS, type Tier } from '@katafract/shared/sigil';
 import type { Generation, Lineage, NodeId, PeerId, PublicKey } from '@katafract/shared/units';
@@ -17,6 +17,7 @@ import type { Database, Sql, Tx } from '../platform/db.ts';
 import { uuidv7 } from '../platform/ids.ts';
 import { addressesExhausted, lockPool, takeIndexes } from './addresses.ts';
 import type { Outcome } from './batch.ts';
+import { places, setRow } from './rows.ts';
 import { type BatchFacts, type Decision, decideBatch, type ProvisionWish, roleOf } from './rules.ts';
 import type { PeerRow } from './store.ts';
 
@@ -145,15 +146,8 @@ function grant(
 }
 
 function rowsOf(plan: AddressPlan, { wish, id, index, exits }: Grant): RowChange[] {
-  const addresses = addressesAt(plan, index);
-  return exits.map((node, rank) => ({
-    node,
-    publicKey: wish.publicKey,
-    ...addresses,
-    peer: id,
-    role: roleOf(rank),
-    rank,
-  }));
+  const peer = { id, publicKey: wish.publicKey, addressIndex: index };
+  return places(exits).map((at) => setRow(plan, peer, at));
 }
 
 /**

@@ -2,10 +2,11 @@
  * The break of make before break: peers are taken off the exits they left (by a move, or because that exit is drained)
  * when their time to switch is over and their new exits are known to have them.
  */
-import { type AddressPlan, addressesAt } from '@katafract/shared/addresses';
+import type { AddressPlan } from '@katafract/shared/addresses';
 import type { PeerId } from '@katafract/shared/units';
-import type { Fleet, RowChange } from '../fleet/fleet.ts';
+import type { Fleet } from '../fleet/fleet.ts';
 import type { Database } from '../platform/db.ts';
+import { removeRow } from './rows.ts';
 import { lockPeers, type PeerRow, type PlacementRow } from './store.ts';
 
 export interface ReleaseDeps {
@@ -42,7 +43,7 @@ async function releaseBatch(deps: ReleaseDeps, ids: readonly PeerId[]): Promise<
   const { count, announce } = await deps.db.transaction(async (tx) => {
     const now = deps.now();
     const changes = (await lockPeers(tx.sql, ids)).flatMap((peer) =>
-      arrived(deps.fleet, peer) ? dueOf(peer, now).map((at) => removal(deps.plan, peer, at)) : [],
+      arrived(deps.fleet, peer) ? dueOf(peer, now).map((at) => removeRow(deps.plan, peer, at)) : [],
     );
     const { announce } = await deps.fleet.commit(tx, changes);
     return { count: changes.length, announce };
@@ -66,10 +67,4 @@ function arrived(fleet: Fleet, { placements }: PeerRow): boolean {
 function dueOf({ placements }: PeerRow, now: number): PlacementRow[] {
   const due = (at: string | null | undefined) => at !== null && at !== undefined && Date.parse(at) <= now;
   return placements.filter(({ role, releaseAt }) => role === 'leaving' && due(releaseAt));
-}
-
-/** Takes a peer off an exit; a tombstone stays until the exit has passed it. */
-export function removal(plan: AddressPlan, peer: PeerRow, { node, role, rank }: PlacementRow): RowChange {
-  const addresses = addressesAt(plan, peer.addressIndex);
-  return { node, publicKey: peer.publicKey, ...addresses, peer: null, role, rank };
 }

@@ -3,14 +3,14 @@
  * with key, address and region. If the subscription recovers, they return under the same addresses, so that a device
  * finds its tunnel as it left it; one whose address or key has gone to another meanwhile is forgotten.
  */
-import { type AddressPlan, addressesAt } from '@katafract/shared/addresses';
+import type { AddressPlan } from '@katafract/shared/addresses';
 import { TIERS, type Tier } from '@katafract/shared/sigil';
 import type { NodeId, PeerId, PublicKey, RegionId } from '@katafract/shared/units';
 import type { Audit } from '../audit/audit.ts';
-import type { Fleet, RowChange } from '../fleet/fleet.ts';
+import type { Fleet } from '../fleet/fleet.ts';
 import type { AfterCommit, Sql, Tx } from '../platform/db.ts';
 import { reclaimIndex, restIndexes } from './addresses.ts';
-import { roleOf } from './rules.ts';
+import { places, setRow } from './rows.ts';
 
 export interface SuspendDeps {
   readonly fleet: Fleet;
@@ -93,7 +93,7 @@ export async function resume(deps: SuspendDeps, tx: Tx, subscriptionId: string):
   );
   const { announce } = await fleet.commit(
     tx,
-    back.flatMap(({ peer, exits }) => rowsOf(deps.plan, peer, exits)),
+    back.flatMap(({ peer, exits }) => places(exits).map((at) => setRow(deps.plan, peer, at))),
   );
   return announce;
 }
@@ -109,18 +109,6 @@ async function insert(sql: Sql, { id, addressIndex }: SuspendedPeer, now: Date):
   if (made.length > 0) return true;
   await restIndexes(sql, [addressIndex], now);
   return false;
-}
-
-function rowsOf(plan: AddressPlan, peer: SuspendedPeer, exits: readonly NodeId[]): RowChange[] {
-  const addresses = addressesAt(plan, peer.addressIndex);
-  return exits.map((node, rank) => ({
-    node,
-    publicKey: peer.publicKey,
-    ...addresses,
-    peer: peer.id,
-    role: roleOf(rank),
-    rank,
-  }));
 }
 
 /** Subscriptions that are valid while peers of theirs still wait, for want of an exit or by a renewal elsewhere. */
