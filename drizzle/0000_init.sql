@@ -71,6 +71,35 @@ CREATE TABLE "vouchers" (
 	CONSTRAINT "vouchers_id_unique" UNIQUE("id")
 );
 --> statement-breakpoint
+CREATE TABLE "demand_samples" (
+	"region_id" text NOT NULL,
+	"at" timestamp with time zone NOT NULL,
+	"peers" integer NOT NULL,
+	"capacity" integer NOT NULL,
+	CONSTRAINT "demand_samples_region_id_at_pk" PRIMARY KEY("region_id","at")
+);
+--> statement-breakpoint
+CREATE TABLE "machines" (
+	"id" uuid PRIMARY KEY NOT NULL,
+	"region_id" text NOT NULL,
+	"node_id" text NOT NULL,
+	"provider" text NOT NULL,
+	"growth" jsonb NOT NULL,
+	"state" text NOT NULL,
+	"reason" text NOT NULL,
+	"wanted_by" text NOT NULL,
+	"replaces" text,
+	"ref" text,
+	"address" text,
+	"tries" integer DEFAULT 0 NOT NULL,
+	"problem" text,
+	"next_try_at" timestamp with time zone NOT NULL,
+	"since" timestamp with time zone NOT NULL,
+	"wanted_at" timestamp with time zone NOT NULL,
+	"ended_at" timestamp with time zone,
+	CONSTRAINT "machines_state" CHECK ("machines"."state" in ('wanted', 'creating', 'booting', 'serving', 'leaving', 'removing', 'gone', 'failed'))
+);
+--> statement-breakpoint
 CREATE TABLE "drains" (
 	"id" uuid PRIMARY KEY NOT NULL,
 	"node_id" text NOT NULL,
@@ -138,6 +167,7 @@ CREATE TABLE "nodes" (
 	"digest" bit(128) DEFAULT repeat('0', 128)::bit(128) NOT NULL,
 	"config_generation" bigint DEFAULT 0 NOT NULL,
 	"swept_generation" bigint DEFAULT 0 NOT NULL,
+	"upkeep" jsonb,
 	"allow_shrink" boolean DEFAULT false NOT NULL,
 	"created_at" timestamp with time zone DEFAULT now() NOT NULL,
 	"retired_at" timestamp with time zone,
@@ -167,7 +197,67 @@ CREATE TABLE "regions" (
 	"country" text NOT NULL,
 	"latitude" double precision NOT NULL,
 	"longitude" double precision NOT NULL,
+	"time_zone" text,
+	"min_exits" integer DEFAULT 0 NOT NULL,
+	"growth" jsonb,
 	"created_at" timestamp with time zone DEFAULT now() NOT NULL
+);
+--> statement-breakpoint
+CREATE TABLE "reboots" (
+	"id" uuid PRIMARY KEY NOT NULL,
+	"node_id" text NOT NULL,
+	"state" text NOT NULL,
+	"wanted_by" text NOT NULL,
+	"any_time" boolean DEFAULT false NOT NULL,
+	"wanted_at" timestamp with time zone NOT NULL,
+	"leased_at" timestamp with time zone,
+	"until" timestamp with time zone,
+	"ended_at" timestamp with time zone,
+	"reason" text,
+	CONSTRAINT "reboots_state" CHECK ("reboots"."state" in ('wanted', 'leased', 'done', 'failed', 'cancelled'))
+);
+--> statement-breakpoint
+CREATE TABLE "rollout_nodes" (
+	"rollout_id" uuid NOT NULL,
+	"node_id" text NOT NULL,
+	"wave" integer NOT NULL,
+	"state" text DEFAULT 'waiting' NOT NULL,
+	"before" text,
+	"since" timestamp with time zone NOT NULL,
+	"reason" text,
+	CONSTRAINT "rollout_nodes_rollout_id_node_id_pk" PRIMARY KEY("rollout_id","node_id"),
+	CONSTRAINT "rollout_nodes_state" CHECK ("rollout_nodes"."state" in ('waiting', 'updating', 'updated', 'failed', 'reverting', 'reverted'))
+);
+--> statement-breakpoint
+CREATE TABLE "rollouts" (
+	"id" uuid PRIMARY KEY NOT NULL,
+	"version" text NOT NULL,
+	"state" text NOT NULL,
+	"wave" integer DEFAULT 0 NOT NULL,
+	"waves" integer NOT NULL,
+	"wave_since" timestamp with time zone NOT NULL,
+	"soak_seconds" integer NOT NULL,
+	"timeout_seconds" integer NOT NULL,
+	"wanted_by" text NOT NULL,
+	"reason" text,
+	"started_at" timestamp with time zone NOT NULL,
+	"ended_at" timestamp with time zone,
+	CONSTRAINT "rollouts_state" CHECK ("rollouts"."state" in ('running', 'paused', 'rolling_back', 'rolled_back', 'cancelled', 'done'))
+);
+--> statement-breakpoint
+CREATE TABLE "operator_commands" (
+	"id" uuid PRIMARY KEY NOT NULL,
+	"expires_at" timestamp with time zone NOT NULL
+);
+--> statement-breakpoint
+CREATE TABLE "operator_keys" (
+	"name" text PRIMARY KEY NOT NULL,
+	"public_jwk" jsonb NOT NULL,
+	"thumbprint" text NOT NULL,
+	"created_by" text NOT NULL,
+	"created_at" timestamp with time zone NOT NULL,
+	"revoked_at" timestamp with time zone,
+	CONSTRAINT "operator_keys_thumbprint_unique" UNIQUE("thumbprint")
 );
 --> statement-breakpoint
 CREATE TABLE "address_pool" (
@@ -261,11 +351,16 @@ CREATE TABLE "subscriptions" (
 --> statement-breakpoint
 ALTER TABLE "claims" ADD CONSTRAINT "claims_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "entitlements" ADD CONSTRAINT "entitlements_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "demand_samples" ADD CONSTRAINT "demand_samples_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "machines" ADD CONSTRAINT "machines_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "drains" ADD CONSTRAINT "drains_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "join_tokens" ADD CONSTRAINT "join_tokens_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "node_health" ADD CONSTRAINT "node_health_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "node_reports" ADD CONSTRAINT "node_reports_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "nodes" ADD CONSTRAINT "nodes_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "reboots" ADD CONSTRAINT "reboots_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "rollout_nodes" ADD CONSTRAINT "rollout_nodes_rollout_id_rollouts_id_fk" FOREIGN KEY ("rollout_id") REFERENCES "public"."rollouts"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
+ALTER TABLE "rollout_nodes" ADD CONSTRAINT "rollout_nodes_node_id_nodes_id_fk" FOREIGN KEY ("node_id") REFERENCES "public"."nodes"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "peers" ADD CONSTRAINT "peers_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "suspended_peers" ADD CONSTRAINT "suspended_peers_subscription_id_subscriptions_id_fk" FOREIGN KEY ("subscription_id") REFERENCES "public"."subscriptions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
 ALTER TABLE "suspended_peers" ADD CONSTRAINT "suspended_peers_region_id_regions_id_fk" FOREIGN KEY ("region_id") REFERENCES "public"."regions"("id") ON DELETE no action ON UPDATE no action;--> statement-breakpoint
@@ -279,12 +374,18 @@ CREATE INDEX "entitlements_renewing" ON "entitlements" USING btree ("expires_at"
 CREATE INDEX "store_messages_waiting" ON "store_messages" USING btree ("store","reference") WHERE "store_messages"."handled_at" is null;--> statement-breakpoint
 CREATE INDEX "store_messages_handled" ON "store_messages" USING btree ("handled_at");--> statement-breakpoint
 CREATE INDEX "store_reads_due" ON "store_reads" USING btree ("store","background","due_at");--> statement-breakpoint
+CREATE UNIQUE INDEX "machines_node" ON "machines" USING btree ("node_id");--> statement-breakpoint
+CREATE UNIQUE INDEX "machines_replaces" ON "machines" USING btree ("replaces") WHERE "machines"."ended_at" is null;--> statement-breakpoint
+CREATE INDEX "machines_open" ON "machines" USING btree ("next_try_at") WHERE "machines"."ended_at" is null;--> statement-breakpoint
 CREATE UNIQUE INDEX "drains_open" ON "drains" USING btree ("node_id") WHERE "drains"."state" in ('running', 'paused');--> statement-breakpoint
 CREATE INDEX "drains_node" ON "drains" USING btree ("node_id","started_at");--> statement-breakpoint
 CREATE INDEX "nodes_region" ON "nodes" USING btree ("region_id");--> statement-breakpoint
 CREATE INDEX "placements_log" ON "placements" USING btree ("node_id","generation");--> statement-breakpoint
 CREATE INDEX "placements_peer" ON "placements" USING btree ("peer_id");--> statement-breakpoint
 CREATE INDEX "placements_release" ON "placements" USING btree ("release_at") WHERE "placements"."release_at" is not null;--> statement-breakpoint
+CREATE UNIQUE INDEX "reboots_open" ON "reboots" USING btree ("node_id") WHERE "reboots"."ended_at" is null;--> statement-breakpoint
+CREATE INDEX "reboots_node" ON "reboots" USING btree ("node_id","wanted_at");--> statement-breakpoint
+CREATE UNIQUE INDEX "rollouts_open" ON "rollouts" USING btree ((true)) WHERE "rollouts"."ended_at" is null;--> statement-breakpoint
 CREATE INDEX "idempotency_keys_created" ON "idempotency_keys" USING btree ("created_at");--> statement-breakpoint
 CREATE INDEX "peers_subscription" ON "peers" USING btree ("subscription_id","id");--> statement-breakpoint
 CREATE INDEX "resting_addresses_released" ON "resting_addresses" USING btree ("released_at");--> statement-breakpoint

@@ -25,6 +25,15 @@ create table claims (
   constraint claims_subscription_id_unique UNIQUE (subscription_id)
 );
 
+create table demand_samples (
+  region_id text not null,
+  at timestamp with time zone not null,
+  peers integer not null,
+  capacity integer not null,
+  constraint demand_samples_region_id_at_pk PRIMARY KEY (region_id, at),
+  constraint demand_samples_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id)
+);
+
 create table devices (
   subscription_id uuid not null,
   jkt text not null,
@@ -96,6 +105,29 @@ create table join_tokens (
   constraint join_tokens_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id)
 );
 
+create table machines (
+  id uuid not null,
+  region_id text not null,
+  node_id text not null,
+  provider text not null,
+  growth jsonb not null,
+  state text not null,
+  reason text not null,
+  wanted_by text not null,
+  replaces text,
+  ref text,
+  address text,
+  tries integer not null default 0,
+  problem text,
+  next_try_at timestamp with time zone not null,
+  since timestamp with time zone not null,
+  wanted_at timestamp with time zone not null,
+  ended_at timestamp with time zone,
+  constraint machines_pkey PRIMARY KEY (id),
+  constraint machines_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id),
+  constraint machines_state CHECK ((state = ANY (ARRAY['wanted'::text, 'creating'::text, 'booting'::text, 'serving'::text, 'leaving'::text, 'removing'::text, 'gone'::text, 'failed'::text])))
+);
+
 create table node_health (
   node_id text not null,
   state text not null,
@@ -137,6 +169,7 @@ create table nodes (
   digest bit(128) not null default (repeat('0'::text, 128))::bit(128),
   config_generation bigint not null default 0,
   swept_generation bigint not null default 0,
+  upkeep jsonb,
   allow_shrink boolean not null default false,
   created_at timestamp with time zone not null default now(),
   retired_at timestamp with time zone,
@@ -144,6 +177,23 @@ create table nodes (
   constraint nodes_public_key_unique UNIQUE (public_key),
   constraint nodes_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id),
   constraint nodes_state CHECK ((state = ANY (ARRAY['joining'::text, 'active'::text, 'cordoned'::text, 'draining'::text, 'drained'::text, 'retired'::text])))
+);
+
+create table operator_commands (
+  id uuid not null,
+  expires_at timestamp with time zone not null,
+  constraint operator_commands_pkey PRIMARY KEY (id)
+);
+
+create table operator_keys (
+  name text not null,
+  public_jwk jsonb not null,
+  thumbprint text not null,
+  created_by text not null,
+  created_at timestamp with time zone not null,
+  revoked_at timestamp with time zone,
+  constraint operator_keys_pkey PRIMARY KEY (name),
+  constraint operator_keys_thumbprint_unique UNIQUE (thumbprint)
 );
 
 create table peers (
@@ -177,12 +227,31 @@ create table placements (
   constraint placements_tombstone CHECK ((removed = (peer_id IS NULL)))
 );
 
+create table reboots (
+  id uuid not null,
+  node_id text not null,
+  state text not null,
+  wanted_by text not null,
+  any_time boolean not null default false,
+  wanted_at timestamp with time zone not null,
+  leased_at timestamp with time zone,
+  until timestamp with time zone,
+  ended_at timestamp with time zone,
+  reason text,
+  constraint reboots_pkey PRIMARY KEY (id),
+  constraint reboots_node_id_nodes_id_fk FOREIGN KEY (node_id) REFERENCES nodes(id),
+  constraint reboots_state CHECK ((state = ANY (ARRAY['wanted'::text, 'leased'::text, 'done'::text, 'failed'::text, 'cancelled'::text])))
+);
+
 create table regions (
   id text not null,
   name text not null,
   country text not null,
   latitude double precision not null,
   longitude double precision not null,
+  time_zone text,
+  min_exits integer not null default 0,
+  growth jsonb,
   created_at timestamp with time zone not null default now(),
   constraint regions_pkey PRIMARY KEY (id)
 );
@@ -191,6 +260,37 @@ create table resting_addresses (
   address_index integer not null,
   released_at timestamp with time zone not null,
   constraint resting_addresses_pkey PRIMARY KEY (address_index)
+);
+
+create table rollout_nodes (
+  rollout_id uuid not null,
+  node_id text not null,
+  wave integer not null,
+  state text not null default 'waiting'::text,
+  before text,
+  since timestamp with time zone not null,
+  reason text,
+  constraint rollout_nodes_rollout_id_node_id_pk PRIMARY KEY (rollout_id, node_id),
+  constraint rollout_nodes_node_id_nodes_id_fk FOREIGN KEY (node_id) REFERENCES nodes(id),
+  constraint rollout_nodes_rollout_id_rollouts_id_fk FOREIGN KEY (rollout_id) REFERENCES rollouts(id),
+  constraint rollout_nodes_state CHECK ((state = ANY (ARRAY['waiting'::text, 'updating'::text, 'updated'::text, 'failed'::text, 'reverting'::text, 'reverted'::text])))
+);
+
+create table rollouts (
+  id uuid not null,
+  version text not null,
+  state text not null,
+  wave integer not null default 0,
+  waves integer not null,
+  wave_since timestamp with time zone not null,
+  soak_seconds integer not null,
+  timeout_seconds integer not null,
+  wanted_by text not null,
+  reason text,
+  started_at timestamp with time zone not null,
+  ended_at timestamp with time zone,
+  constraint rollouts_pkey PRIMARY KEY (id),
+  constraint rollouts_state CHECK ((state = ANY (ARRAY['running'::text, 'paused'::text, 'rolling_back'::text, 'rolled_back'::text, 'cancelled'::text, 'done'::text])))
 );
 
 create table sigils (
@@ -299,12 +399,18 @@ CREATE INDEX entitlements_ending ON public.entitlements USING btree (expires_at)
 CREATE INDEX entitlements_renewing ON public.entitlements USING btree (expires_at) WHERE renews;
 CREATE INDEX entitlements_subscription ON public.entitlements USING btree (subscription_id);
 CREATE INDEX idempotency_keys_created ON public.idempotency_keys USING btree (created_at);
+CREATE UNIQUE INDEX machines_node ON public.machines USING btree (node_id);
+CREATE INDEX machines_open ON public.machines USING btree (next_try_at) WHERE (ended_at IS NULL);
+CREATE UNIQUE INDEX machines_replaces ON public.machines USING btree (replaces) WHERE (ended_at IS NULL);
 CREATE INDEX nodes_region ON public.nodes USING btree (region_id);
 CREATE INDEX peers_subscription ON public.peers USING btree (subscription_id, id);
 CREATE INDEX placements_log ON public.placements USING btree (node_id, generation);
 CREATE INDEX placements_peer ON public.placements USING btree (peer_id);
 CREATE INDEX placements_release ON public.placements USING btree (release_at) WHERE (release_at IS NOT NULL);
+CREATE INDEX reboots_node ON public.reboots USING btree (node_id, wanted_at);
+CREATE UNIQUE INDEX reboots_open ON public.reboots USING btree (node_id) WHERE (ended_at IS NULL);
 CREATE INDEX resting_addresses_released ON public.resting_addresses USING btree (released_at);
+CREATE UNIQUE INDEX rollouts_open ON public.rollouts USING btree ((true)) WHERE (ended_at IS NULL);
 CREATE INDEX sigils_expiry ON public.sigils USING btree (expires_at);
 CREATE INDEX sigils_subscription ON public.sigils USING btree (subscription_id, device);
 CREATE INDEX signing_keys_use ON public.signing_keys USING btree (use);

@@ -13,6 +13,7 @@ import { z } from 'zod';
 import { KatafractError } from './errors.ts';
 import { PROTOCOL } from './topics.ts';
 import { Cidr4, Cidr6, Digest, Generation, Ipv4, Ipv6, Lineage, NodeId, PublicKey } from './units.ts';
+import { Upkeep } from './upkeep.ts';
 
 /** One peer as a tuple, because a snapshot carries tens of thousands of them. */
 export const PeerTuple = z.tuple([PublicKey, Ipv4, Ipv6]);
@@ -27,6 +28,7 @@ export const NodeConfig = z.object({
   /** The gateway's own address with the prefix of the pool, e.g. 10.64.0.1/10; the same on every node. */
   gateway4: Cidr4,
   gateway6: Cidr6,
+  upkeep: Upkeep.optional(),
 });
 export type NodeConfig = z.infer<typeof NodeConfig>;
 

@@ -4,11 +4,11 @@
 import { z } from 'zod';
 import { PROTOCOL } from './topics.ts';
 import { Digest, Generation, Lineage, Timestamp } from './units.ts';
+import { AgentVersion, UpkeepReport } from './upkeep.ts';
 
 const version = z.literal(PROTOCOL);
 /** Random per agent start: tells a reconnect from a restart. */
 const BootId = z.string().regex(/^[A-Za-z0-9_-]{8,32}$/);
-const AgentVersion = z.string().regex(/^\d{1,4}\.\d{1,4}\.\d{1,4}(?:[-+][A-Za-z0-9.-]{1,32})?$/);
 
 /** Sent on every connect and after every gap: "this is what I hold, carry me on from here". */
 export const Hello = z.object({
@@ -64,6 +64,7 @@ export const Heartbeat = z.object({
   repairs: amount.int(),
   /** Messages refused since the agent started, by reason. */
   refused: z.record(z.string().regex(/^[a-z_]{1,32}$/), amount.int()),
+  upkeep: UpkeepReport.optional(),
 });
 export type Heartbeat = z.infer<typeof Heartbeat>;
 

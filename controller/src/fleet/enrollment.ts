@@ -185,7 +185,7 @@ async function answer(deps: EnrollmentDeps, node: NodeId): Promise<EnrollRespons
     endpoint: row.endpoint,
     stateKey: deps.keyring.state().publicJwk,
     broker: deps.broker,
-    config: deps.fleet.configOf(row),
+    config: deps.fleet.configOf({ ...row, upkeep: null }),
   };
 }
 

@@ -200,13 +200,14 @@ export class Fleet {
   }
 
   /** What a node with this row is configured to. */
-  configOf = (row: { listenPort: number; mtu: number }): NodeConfig => {
+  configOf: log.ConfigOf = ({ listenPort, mtu, upkeep }): NodeConfig => {
     const { prefix4, prefix6 } = this.#deps.plan;
     return {
-      listenPort: row.listenPort,
-      mtu: row.mtu,
+      listenPort,
+      mtu,
       gateway4: Cidr4.parse(`${this.gateway.ipv4}/${prefix4}`),
       gateway6: Cidr6.parse(`${this.gateway.ipv6}/${prefix6}`),
+      ...(upkeep === null ? {} : { upkeep }),
     };
   };
 

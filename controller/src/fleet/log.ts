@@ -15,6 +15,7 @@ import type {
   PeerId,
   PublicKey,
 } from '@katafract/shared/units';
+import type { Upkeep } from '@katafract/shared/upkeep';
 import { bitsToDigest, digestToBits } from '../platform/columns.ts';
 import type { Sql, Tx } from '../platform/db.ts';
 import type { Advance, Update } from './changes.ts';
@@ -105,6 +106,7 @@ interface HeadRow {
   configGeneration: number;
   listenPort: number;
   mtu: number;
+  upkeep: Upkeep | null;
 }
 interface LogRow extends HeadRow {
   publicKey: PublicKey | null;
@@ -114,12 +116,12 @@ interface LogRow extends HeadRow {
 }
 
 /** Where a node's config comes from besides its row: the fleet's address plan. */
-export type ConfigOf = (row: { listenPort: number; mtu: number }) => NodeConfig;
+export type ConfigOf = (row: Pick<HeadRow, 'listenPort' | 'mtu' | 'upkeep'>) => NodeConfig;
 
 const headColumns = (sql: Sql) => sql`
   n.lineage::float8, n.generation::float8, n.digest::text, n.swept_generation::float8 as swept,
   (n.allow_shrink or n.state in ('draining', 'drained')) as "allowShrink", n.config_generation::float8 as "configGeneration",
-  n.listen_port as "listenPort", n.mtu`;
+  n.listen_port as "listenPort", n.mtu, n.upkeep`;
 
 function toHead({ lineage, generation, digest, swept }: HeadRow): Head {
   return { lineage, generation, digest: bitsToDigest(digest), swept };

@@ -14,6 +14,7 @@ import type {
   PublicKey,
   RegionId,
 } from '@katafract/shared/units';
+import type { Upkeep } from '@katafract/shared/upkeep';
 import type { Heartbeat } from '@katafract/shared/uplink';
 import { sql } from 'drizzle-orm';
 import {
@@ -33,6 +34,7 @@ import {
 } from 'drizzle-orm/pg-core';
 import { digest128 } from '../platform/columns.ts';
 import type { HealthReason, HealthState } from './health.ts';
+import type { Growth } from './machines/provider.ts';
 
 const when = (name: string) => timestamp(name, { withTimezone: true });
 
@@ -43,6 +45,12 @@ export const regions = pgTable('regions', {
   country: text().notNull(),
   latitude: doublePrecision().notNull(),
   longitude: doublePrecision().notNull(),
+  /** IANA name: when it is night there. By longitude where nobody said. */
+  timeZone: text('time_zone'),
+  /** Exits that must stay well while others of the region are updated or rebooted. A region of one leans on its neighbours. */
+  minExits: integer('min_exits').notNull().default(0),
+  /** How it grows by itself (machines/); null: an operator is told instead. */
+  growth: jsonb().$type<Growth>(),
   createdAt: when('created_at').notNull().defaultNow(),
 });
 
@@ -94,6 +102,8 @@ export const nodes = pgTable(
       .$type<Generation>()
       .notNull()
       .default(0 as Generation),
+    /** What it is to do for itself besides serving: sent with its config. */
+    upkeep: jsonb().$type<Upkeep>(),
     /** An operator's consent to the next snapshot removing more than half of the table. */
     allowShrink: boolean('allow_shrink').notNull().default(false),
     createdAt: when('created_at').notNull().defaultNow(),

@@ -41,7 +41,7 @@ it('has a migration for everything in the tables', async () => {
   const { generateDrizzleJson, generateMigration } = createRequire(import.meta.url)('drizzle-kit/api');
   const sources = fileURLToPath(new URL('..', import.meta.url));
   const files = readdirSync(sources, { recursive: true, encoding: 'utf8' }).filter((path) =>
-    /^[a-z]+\/tables\.ts$/.test(path),
+    /^(?:[a-z]+\/)+tables\.ts$/.test(path),
   );
   const tables = Object.assign({}, ...(await Promise.all(files.map((path) => import(join(sources, path))))));
   const journal = JSON.parse(readFileSync(join(migrationsFolder(), 'meta/_journal.json'), 'utf8'));

@@ -1,0 +1,124 @@
+/** Releases of the agent on their way through the fleet, and reboots. */
+import type { NodeId } from '@katafract/shared/units';
+import { sql } from 'drizzle-orm';
+import {
+  boolean,
+  check,
+  index,
+  integer,
+  pgTable,
+  primaryKey,
+  text,
+  timestamp,
+  uniqueIndex,
+  uuid,
+} from 'drizzle-orm/pg-core';
+import { nodes } from '../tables.ts';
+
+const when = (name: string) => timestamp(name, { withTimezone: true });
+
+/** `halted`: a gate did not open, and what had the version goes back (`rolling_back` until it has). */
+export const ROLLOUT_STATES = [
+  'running',
+  'paused',
+  'rolling_back',
+  'rolled_back',
+  'cancelled',
+  'done',
+] as const;
+export type RolloutState = (typeof ROLLOUT_STATES)[number];
+
+export const rollouts = pgTable(
+  'rollouts',
+  {
+    id: uuid().primaryKey(),
+    version: text().notNull(),
+    state: text().$type<RolloutState>().notNull(),
+    /** Waves are 0 (the canaries) to `waves` - 1; this one is on its way. */
+    wave: integer().notNull().default(0),
+    waves: integer().notNull(),
+    waveSince: when('wave_since').notNull(),
+    /** How long a wave must be well before the next begins, and how long a node may take. */
+    soakSeconds: integer('soak_seconds').notNull(),
+    timeoutSeconds: integer('timeout_seconds').notNull(),
+    wantedBy: text('wanted_by').notNull(),
+    /** Why it went back. */
+    reason: text(),
+    startedAt: when('started_at').notNull(),
+    endedAt: when('ended_at'),
+  },
+  (table) => [
+    uniqueIndex('rollouts_open').on(sql`(true)`).where(sql`${table.endedAt} is null`),
+    check(
+      'rollouts_state',
+      sql`${table.state} in ('running', 'paused', 'rolling_back', 'rolled_back', 'cancelled', 'done')`,
+    ),
+  ],
+);
+
+export const ROLLOUT_NODE_STATES = [
+  'waiting',
+  'updating',
+  'updated',
+  'failed',
+  'reverting',
+  'reverted',
+] as const;
+export type RolloutNodeState = (typeof ROLLOUT_NODE_STATES)[number];
+
+export const rolloutNodes = pgTable(
+  'rollout_nodes',
+  {
+    rolloutId: uuid('rollout_id')
+      .notNull()
+      .references(() => rollouts.id),
+    nodeId: text('node_id')
+      .$type<NodeId>()
+      .notNull()
+      .references(() => nodes.id),
+    wave: integer().notNull(),
+    state: text().$type<RolloutNodeState>().notNull().default('waiting'),
+    /** What it ran before, and is given again when the rollout goes back. */
+    before: text(),
+    since: when('since').notNull(),
+    reason: text(),
+  },
+  (table) => [
+    primaryKey({ columns: [table.rolloutId, table.nodeId] }),
+    check(
+      'rollout_nodes_state',
+      sql`${table.state} in ('waiting', 'updating', 'updated', 'failed', 'reverting', 'reverted')`,
+    ),
+  ],
+);
+
+export const REBOOT_STATES = ['wanted', 'leased', 'done', 'failed', 'cancelled'] as const;
+export type RebootState = (typeof REBOOT_STATES)[number];
+
+/** Each reboot that is wanted or was; its id is the lease. */
+export const reboots = pgTable(
+  'reboots',
+  {
+    id: uuid().primaryKey(),
+    nodeId: text('node_id')
+      .$type<NodeId>()
+      .notNull()
+      .references(() => nodes.id),
+    state: text().$type<RebootState>().notNull(),
+    /** `operator:<name>`, or `system` where the node said that it needs one. */
+    wantedBy: text('wanted_by').notNull(),
+    /** Does not wait for the night; everything else holds. */
+    anyTime: boolean('any_time').notNull().default(false),
+    wantedAt: when('wanted_at').notNull(),
+    leasedAt: when('leased_at'),
+    /** The lease is good until then; the node should be well again soon after. */
+    until: when('until'),
+    endedAt: when('ended_at'),
+    reason: text(),
+  },
+  (table) => [
+    uniqueIndex('reboots_open').on(table.nodeId).where(sql`${table.endedAt} is null`),
+    index('reboots_node').on(table.nodeId, table.wantedAt),
+    check('reboots_state', sql`${table.state} in ('wanted', 'leased', 'done', 'failed', 'cancelled')`),
+  ],
+);
