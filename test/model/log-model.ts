@@ -175,7 +175,8 @@ export class LogModel {
   }
 
   snapshot(node: NodeId): Update {
-    const { state, allowShrink } = this.#node(node);
+    const { state, allowShrink, rows } = this.#node(node);
+    const tombstones = [...rows.values()].filter(({ removed }) => removed).length;
     return {
       kind: 'snapshot',
       node,
@@ -185,7 +186,8 @@ export class LogModel {
       set: [...state.rows.values()],
       del: [],
       config: state.config,
-      allowShrink,
+      // known removals account for it
+      allowShrink: allowShrink || tombstones >= Math.max(1, state.rows.size),
     };
   }
 
