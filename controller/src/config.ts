@@ -8,6 +8,7 @@ import { addressPlan } from '@katafract/shared/addresses';
 import { KatafractError } from '@katafract/shared/errors';
 import { Cidr4, Cidr6 } from '@katafract/shared/units';
 import { z } from 'zod';
+import { PROVIDER_VARIABLES, providersConfig } from './config-providers.ts';
 import { STORE_VARIABLES, storeContradictions, storesConfig } from './config-stores.ts';
 import { LOG_LEVELS } from './platform/log.ts';
 import type { Listen } from './platform/server.ts';
@@ -139,6 +140,7 @@ const VARIABLES = {
     '120',
   ),
   ...STORE_VARIABLES,
+  ...PROVIDER_VARIABLES,
   KATAFRACT_SHUTDOWN_SECONDS: variable(
     whole(1, 600),
     'How long requests under way may take to finish at shutdown',
@@ -270,6 +272,8 @@ function assemble(set: Required<Parsed>, maybe: Parsed) {
     },
     /** Each null where it is off. */
     stores: storesConfig(set, maybe),
+    /** Who has machines to give, and when they are asked. */
+    providers: providersConfig(set, maybe),
     shutdownMs: set.KATAFRACT_SHUTDOWN_SECONDS * 1000,
     logLevel: set.LOG_LEVEL,
   };

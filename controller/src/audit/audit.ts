@@ -44,6 +44,18 @@ export const AUDIT_ACTIONS = [
   'drain.resumed',
   'drain.cancelled',
   'drain.finished',
+  'machine.wanted',
+  'machine.created',
+  'machine.serving',
+  'machine.prepared',
+  'machine.leaving',
+  'machine.kept',
+  'machine.failed',
+  'machine.gone',
+  'machine.vanished',
+  'machine.orphan_removed',
+  'region.needs_capacity',
+  'region.has_capacity',
   'signing_key.rotated',
 ] as const;
 export type AuditAction = (typeof AUDIT_ACTIONS)[number];
