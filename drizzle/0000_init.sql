@@ -168,6 +168,7 @@ CREATE TABLE "nodes" (
 	"config_generation" bigint DEFAULT 0 NOT NULL,
 	"swept_generation" bigint DEFAULT 0 NOT NULL,
 	"upkeep" jsonb,
+	"maintenance_until" timestamp with time zone,
 	"allow_shrink" boolean DEFAULT false NOT NULL,
 	"created_at" timestamp with time zone DEFAULT now() NOT NULL,
 	"retired_at" timestamp with time zone,
@@ -214,6 +215,7 @@ CREATE TABLE "reboots" (
 	"until" timestamp with time zone,
 	"ended_at" timestamp with time zone,
 	"reason" text,
+	"cleared_at" timestamp with time zone,
 	CONSTRAINT "reboots_state" CHECK ("reboots"."state" in ('wanted', 'leased', 'done', 'failed', 'cancelled'))
 );
 --> statement-breakpoint
@@ -226,7 +228,7 @@ CREATE TABLE "rollout_nodes" (
 	"since" timestamp with time zone NOT NULL,
 	"reason" text,
 	CONSTRAINT "rollout_nodes_rollout_id_node_id_pk" PRIMARY KEY("rollout_id","node_id"),
-	CONSTRAINT "rollout_nodes_state" CHECK ("rollout_nodes"."state" in ('waiting', 'updating', 'updated', 'failed', 'reverting', 'reverted'))
+	CONSTRAINT "rollout_nodes_state" CHECK ("rollout_nodes"."state" in ('waiting', 'updating', 'updated', 'failed', 'skipped', 'reverting', 'reverted'))
 );
 --> statement-breakpoint
 CREATE TABLE "rollouts" (
@@ -238,6 +240,8 @@ CREATE TABLE "rollouts" (
 	"wave_since" timestamp with time zone NOT NULL,
 	"soak_seconds" integer NOT NULL,
 	"timeout_seconds" integer NOT NULL,
+	"max_failures" integer NOT NULL,
+	"unwell" integer DEFAULT 0 NOT NULL,
 	"wanted_by" text NOT NULL,
 	"reason" text,
 	"started_at" timestamp with time zone NOT NULL,
@@ -247,7 +251,10 @@ CREATE TABLE "rollouts" (
 --> statement-breakpoint
 CREATE TABLE "operator_commands" (
 	"id" uuid PRIMARY KEY NOT NULL,
-	"expires_at" timestamp with time zone NOT NULL
+	"operator" text NOT NULL,
+	"node_id" text NOT NULL,
+	"at" timestamp with time zone NOT NULL,
+	"forget_at" timestamp with time zone NOT NULL
 );
 --> statement-breakpoint
 CREATE TABLE "operator_keys" (
@@ -386,6 +393,7 @@ CREATE INDEX "placements_release" ON "placements" USING btree ("release_at") WHE
 CREATE UNIQUE INDEX "reboots_open" ON "reboots" USING btree ("node_id") WHERE "reboots"."ended_at" is null;--> statement-breakpoint
 CREATE INDEX "reboots_node" ON "reboots" USING btree ("node_id","wanted_at");--> statement-breakpoint
 CREATE UNIQUE INDEX "rollouts_open" ON "rollouts" USING btree ((true)) WHERE "rollouts"."ended_at" is null;--> statement-breakpoint
+CREATE INDEX "operator_commands_order" ON "operator_commands" USING btree ("operator","node_id","at");--> statement-breakpoint
 CREATE INDEX "idempotency_keys_created" ON "idempotency_keys" USING btree ("created_at");--> statement-breakpoint
 CREATE INDEX "peers_subscription" ON "peers" USING btree ("subscription_id","id");--> statement-breakpoint
 CREATE INDEX "resting_addresses_released" ON "resting_addresses" USING btree ("released_at");--> statement-breakpoint

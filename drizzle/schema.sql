@@ -170,6 +170,7 @@ create table nodes (
   config_generation bigint not null default 0,
   swept_generation bigint not null default 0,
   upkeep jsonb,
+  maintenance_until timestamp with time zone,
   allow_shrink boolean not null default false,
   created_at timestamp with time zone not null default now(),
   retired_at timestamp with time zone,
@@ -181,7 +182,10 @@ create table nodes (
 
 create table operator_commands (
   id uuid not null,
-  expires_at timestamp with time zone not null,
+  operator text not null,
+  node_id text not null,
+  at timestamp with time zone not null,
+  forget_at timestamp with time zone not null,
   constraint operator_commands_pkey PRIMARY KEY (id)
 );
 
@@ -238,6 +242,7 @@ create table reboots (
   until timestamp with time zone,
   ended_at timestamp with time zone,
   reason text,
+  cleared_at timestamp with time zone,
   constraint reboots_pkey PRIMARY KEY (id),
   constraint reboots_node_id_nodes_id_fk FOREIGN KEY (node_id) REFERENCES nodes(id),
   constraint reboots_state CHECK ((state = ANY (ARRAY['wanted'::text, 'leased'::text, 'done'::text, 'failed'::text, 'cancelled'::text])))
@@ -273,7 +278,7 @@ create table rollout_nodes (
   constraint rollout_nodes_rollout_id_node_id_pk PRIMARY KEY (rollout_id, node_id),
   constraint rollout_nodes_node_id_nodes_id_fk FOREIGN KEY (node_id) REFERENCES nodes(id),
   constraint rollout_nodes_rollout_id_rollouts_id_fk FOREIGN KEY (rollout_id) REFERENCES rollouts(id),
-  constraint rollout_nodes_state CHECK ((state = ANY (ARRAY['waiting'::text, 'updating'::text, 'updated'::text, 'failed'::text, 'reverting'::text, 'reverted'::text])))
+  constraint rollout_nodes_state CHECK ((state = ANY (ARRAY['waiting'::text, 'updating'::text, 'updated'::text, 'failed'::text, 'skipped'::text, 'reverting'::text, 'reverted'::text])))
 );
 
 create table rollouts (
@@ -285,6 +290,8 @@ create table rollouts (
   wave_since timestamp with time zone not null,
   soak_seconds integer not null,
   timeout_seconds integer not null,
+  max_failures integer not null,
+  unwell integer not null default 0,
   wanted_by text not null,
   reason text,
   started_at timestamp with time zone not null,
@@ -403,6 +410,7 @@ CREATE UNIQUE INDEX machines_node ON public.machines USING btree (node_id);
 CREATE INDEX machines_open ON public.machines USING btree (next_try_at) WHERE (ended_at IS NULL);
 CREATE UNIQUE INDEX machines_replaces ON public.machines USING btree (replaces) WHERE (ended_at IS NULL);
 CREATE INDEX nodes_region ON public.nodes USING btree (region_id);
+CREATE INDEX operator_commands_order ON public.operator_commands USING btree (operator, node_id, at);
 CREATE INDEX peers_subscription ON public.peers USING btree (subscription_id, id);
 CREATE INDEX placements_log ON public.placements USING btree (node_id, generation);
 CREATE INDEX placements_peer ON public.placements USING btree (peer_id);

@@ -104,6 +104,8 @@ export const nodes = pgTable(
       .default(0 as Generation),
     /** What it is to do for itself besides serving: sent with its config. */
     upkeep: jsonb().$type<Upkeep>(),
+    /** Until then it may be silent, since it was told to update or reboot; null while nothing of the kind is under way. */
+    maintenanceUntil: when('maintenance_until'),
     /** An operator's consent to the next snapshot removing more than half of the table. */
     allowShrink: boolean('allow_shrink').notNull().default(false),
     createdAt: when('created_at').notNull().defaultNow(),

@@ -1,6 +1,7 @@
 /** Keys by which operators sign what they say over the broker, and what was said already. */
 import type { NodePublicJwk } from '@katafract/shared/node-token';
-import { jsonb, pgTable, text, timestamp, uuid } from 'drizzle-orm/pg-core';
+import type { NodeId } from '@katafract/shared/units';
+import { index, jsonb, pgTable, text, timestamp, uuid } from 'drizzle-orm/pg-core';
 
 const when = (name: string) => timestamp(name, { withTimezone: true });
 
@@ -15,8 +16,19 @@ export const operatorKeys = pgTable('operator_keys', {
   revokedAt: when('revoked_at'),
 });
 
-/** Commands that were carried out, until they would be too old anyway: each works once. */
-export const operatorCommands = pgTable('operator_commands', {
-  id: uuid().primaryKey(),
-  expiresAt: when('expires_at').notNull(),
-});
+/**
+ * Commands that were decided, obeyed or not, until they would be too old anyway: each works once, and none after a later
+ * one of the same operator for the same node.
+ */
+export const operatorCommands = pgTable(
+  'operator_commands',
+  {
+    id: uuid().primaryKey(),
+    operator: text().notNull(),
+    nodeId: text('node_id').$type<NodeId>().notNull(),
+    at: when('at').notNull(),
+    /** No command that is older could still be in time. */
+    forgetAt: when('forget_at').notNull(),
+  },
+  (table) => [index('operator_commands_order').on(table.operator, table.nodeId, table.at)],
+);

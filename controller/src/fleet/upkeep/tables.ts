@@ -17,7 +17,7 @@ import { nodes } from '../tables.ts';
 
 const when = (name: string) => timestamp(name, { withTimezone: true });
 
-/** `halted`: a gate did not open, and what had the version goes back (`rolling_back` until it has). */
+/** `rolling_back` until everything that had the version has its own again. */
 export const ROLLOUT_STATES = [
   'running',
   'paused',
@@ -41,8 +41,12 @@ export const rollouts = pgTable(
     /** How long a wave must be well before the next begins, and how long a node may take. */
     soakSeconds: integer('soak_seconds').notNull(),
     timeoutSeconds: integer('timeout_seconds').notNull(),
+    /** Nodes that may fail after the canaries, of which none may, before it goes back. */
+    maxFailures: integer('max_failures').notNull(),
+    /** Nodes that were not well when the wave began: its gate does not open while there are more. */
+    unwell: integer().notNull().default(0),
     wantedBy: text('wanted_by').notNull(),
-    /** Why it went back. */
+    /** Why it went back, or was paused by itself. */
     reason: text(),
     startedAt: when('started_at').notNull(),
     endedAt: when('ended_at'),
@@ -56,11 +60,13 @@ export const rollouts = pgTable(
   ],
 );
 
+/** `skipped`: away when its turn came, it was told and is not waited for. `failed` has been told its `before` again. */
 export const ROLLOUT_NODE_STATES = [
   'waiting',
   'updating',
   'updated',
   'failed',
+  'skipped',
   'reverting',
   'reverted',
 ] as const;
@@ -87,7 +93,7 @@ export const rolloutNodes = pgTable(
     primaryKey({ columns: [table.rolloutId, table.nodeId] }),
     check(
       'rollout_nodes_state',
-      sql`${table.state} in ('waiting', 'updating', 'updated', 'failed', 'reverting', 'reverted')`,
+      sql`${table.state} in ('waiting', 'updating', 'updated', 'failed', 'skipped', 'reverting', 'reverted')`,
     ),
   ],
 );
@@ -115,6 +121,8 @@ export const reboots = pgTable(
     until: when('until'),
     endedAt: when('ended_at'),
     reason: text(),
+    /** A failed one keeps every other from being leased until an operator has seen to it. */
+    clearedAt: when('cleared_at'),
   },
   (table) => [
     uniqueIndex('reboots_open').on(table.nodeId).where(sql`${table.endedAt} is null`),
