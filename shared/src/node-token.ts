@@ -1,22 +1,20 @@
 /**
- * The short-lived JWT by which a node proves who it is to a broker or to the controller: signed with the node's own
- * Ed25519 key, which was made at enrollment and never leaves the node. RFC 7519, with the checks of RFC 8725:
- * one algorithm, an explicit type, issuer, subject and audience all pinned, a lifetime that cannot be stretched.
+ * The token by which a node proves who it is to a broker or to the controller: signed with the node's own Ed25519 key,
+ * which was made at enrollment and never leaves the node. What such a token is: identity-token.ts.
  */
-import { type CryptoKey, type JWK, jwtVerify, SignJWT } from 'jose';
+import type { CryptoKey, JWK } from 'jose';
 import { z } from 'zod';
 import { KatafractError } from './errors.ts';
+import { IDENTITY_TOKEN_SECONDS, mintIdentityToken, verifyIdentityToken } from './identity-token.ts';
 import type { NodeId } from './units.ts';
 
 export type NodeAudience = 'katafract-broker' | 'katafract-enroll' | 'katafract-session';
 
 /** The longest a node token may live, in seconds. */
-export const NODE_TOKEN_SECONDS = 900;
+export const NODE_TOKEN_SECONDS = IDENTITY_TOKEN_SECONDS;
 const TYP = 'kf-node+jwt';
-/** Clocks of a fleet drift; this much is forgiven in either direction, in seconds. */
-const LEEWAY = 60;
 
-/** Public half of a node's Ed25519 key (RFC 8037). */
+/** Public half of a node's or an operator's Ed25519 key (RFC 8037). */
 export const NodePublicJwk = z.object({
   kty: z.literal('OKP'),
   crv: z.literal('Ed25519'),
@@ -31,17 +29,7 @@ export function mintNodeToken(
   audience: NodeAudience,
   now: number,
 ): Promise<string> {
-  const issuedAt = Math.floor(now / 1000);
-  return new SignJWT()
-    .setProtectedHeader({ alg: 'EdDSA', typ: TYP })
-    .setIssuer(node)
-    .setSubject(node)
-    .setAudience(audience)
-    .setIssuedAt(issuedAt)
-    .setNotBefore(issuedAt - LEEWAY)
-    .setExpirationTime(issuedAt + NODE_TOKEN_SECONDS)
-    .setJti(crypto.randomUUID())
-    .sign(key);
+  return mintIdentityToken(key, { typ: TYP, name: node, audience }, now);
 }
 
 /**
@@ -54,21 +42,9 @@ export async function verifyNodeToken(
   key: CryptoKey,
   expected: { node: NodeId; audience: NodeAudience; now: number },
 ): Promise<{ expiresAt: number }> {
+  const { node: name, audience, now } = expected;
   try {
-    const { payload } = await jwtVerify(token, key, {
-      algorithms: ['EdDSA'],
-      typ: TYP,
-      issuer: expected.node,
-      subject: expected.node,
-      audience: expected.audience,
-      requiredClaims: ['exp', 'iat', 'nbf', 'jti'],
-      clockTolerance: LEEWAY,
-      currentDate: new Date(expected.now),
-    });
-    const { exp = 0, iat = 0 } = payload;
-    if (exp - iat > NODE_TOKEN_SECONDS) throw new Error('lifetime too long');
-    if (iat * 1000 > expected.now + LEEWAY * 1000) throw new Error('issued in the future');
-    return { expiresAt: exp * 1000 };
+    return await verifyIdentityToken(token, key, { typ: TYP, name, audience }, now);
   } catch (cause) {
     throw new KatafractError('node_token_invalid', 'the node token is not valid', { status: 401, cause });
   }

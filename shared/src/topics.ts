@@ -10,15 +10,18 @@ export const PROTOCOL = 1;
 export const UP_LEAVES = ['hello', 'applied', 'heartbeat', 'presence'] as const;
 /** A node subscribes to these and nothing else. */
 export const DOWN_LEAVES = ['desired'] as const;
+/** An operator publishes these, of any node, and the controller obeys; nodes can neither read nor write them. */
+export const OPERATOR_LEAVES = ['drain'] as const;
 export type UpLeaf = (typeof UP_LEAVES)[number];
 export type DownLeaf = (typeof DOWN_LEAVES)[number];
+export type OperatorLeaf = (typeof OPERATOR_LEAVES)[number];
 
-export function topic(node: NodeId, leaf: UpLeaf | DownLeaf): string {
+export function topic(node: NodeId, leaf: UpLeaf | DownLeaf | OperatorLeaf): string {
   return `kf/${PROTOCOL}/${node}/${leaf}`;
 }
 
-/** The filter by which a controller hears every node. */
-export function upFilter(leaf: UpLeaf): string {
+/** The filter by which a controller hears every node, or operators about every node. */
+export function upFilter(leaf: UpLeaf | OperatorLeaf): string {
   return `kf/${PROTOCOL}/+/${leaf}`;
 }
 
@@ -29,9 +32,21 @@ export function clientId(node: NodeId): string {
 
 /** Takes an up-topic apart; null where it is none of ours. */
 export function parseUpTopic(text: string): { node: NodeId; leaf: UpLeaf } | null {
+  return parseTopic(text, UP_LEAVES);
+}
+
+/** Takes a topic of operators apart; null where it is none. */
+export function parseOperatorTopic(text: string): { node: NodeId; leaf: OperatorLeaf } | null {
+  return parseTopic(text, OPERATOR_LEAVES);
+}
+
+function parseTopic<Leaf extends string>(
+  text: string,
+  leaves: readonly Leaf[],
+): { node: NodeId; leaf: Leaf } | null {
   const [prefix, version, name, leaf, ...rest] = text.split('/');
   if (prefix !== 'kf' || version !== String(PROTOCOL) || rest.length > 0) return null;
   const node = NodeId.safeParse(name);
-  const known = UP_LEAVES.find((candidate) => candidate === leaf);
+  const known = leaves.find((candidate) => candidate === leaf);
   return node.success && known ? { node: node.data, leaf: known } : null;
 }
