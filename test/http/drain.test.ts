@@ -169,9 +169,13 @@ describe('a drain', () => {
       return now.stranded === 1 && now;
     });
     expect(stuck).toMatchObject({ state: 'running', overdue: true, waiting: 1 });
+    const metrics = await controller.metrics();
+    for (const name of ['drain_peers', 'drain_stranded_peers', 'drain_overdue'])
+      expect(metrics).toContain(`katafract_${name}{node="${exit('a').node}"} 1\n`);
     expect(exit('a').table.has(body.publicKey)).toBe(true);
     await join('c');
     expect(await drained('a')).toMatchObject({ moved: 1, stranded: 0 });
+    expect(await controller.metrics()).not.toContain('katafract_drain_overdue{');
     expect(exit('c').table.has(body.publicKey)).toBe(true);
   });
 

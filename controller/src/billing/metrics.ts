@@ -1,5 +1,6 @@
 /** What billing counts. Every label is of a fixed vocabulary; nothing here is about a payer or a purchase. */
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
+import { readTogether } from '../platform/metrics.ts';
 import type { Backlog } from './inbox.ts';
 import type { CallOutcome } from './stores/call.ts';
 import { STORES, type StoreName } from './stores/port.ts';
@@ -20,31 +21,24 @@ export function createBillingMetrics(
   const registers = [registry];
   const counter = <L extends string>(name: string, help: string, ...labelNames: L[]) =>
     new Counter({ name: `katafract_billing_${name}_total`, help, labelNames, registers });
-  const oldest = new Gauge({
-    name: 'katafract_billing_oldest_seconds',
-    help: 'How long the oldest purchase has waited to be read at its store',
-    labelNames: ['store'],
-    registers,
-  });
-  new Gauge({
-    name: 'katafract_billing_backlog',
-    help: 'Purchases that wait to be read at their store',
-    labelNames: ['store'],
-    registers,
-    async collect() {
-      try {
-        const waiting = await deps.backlog();
-        for (const store of STORES) {
-          const at = waiting.find((one) => one.store === store);
-          this.set({ store }, at?.count ?? 0);
-          oldest.set({ store }, at ? Math.max(0, deps.now() - at.oldest) / 1000 : 0);
-        }
-      } catch (error) {
-        // the rest of the metrics matter most while the database is away
-        deps.failed(error);
-      }
-    },
-  });
+  const gauge = (name: string, help: string) =>
+    new Gauge({
+      name: `katafract_billing_${name}`,
+      help,
+      labelNames: ['store'],
+      registers,
+      collect: () => collect(),
+    });
+  const oldest = gauge('oldest_seconds', 'How long the oldest purchase has waited to be read at its store');
+  const backlog = gauge('backlog', 'Purchases that wait to be read at their store');
+  const collect = readTogether(async () => {
+    const waiting = await deps.backlog();
+    for (const store of STORES) {
+      const at = waiting.find((one) => one.store === store);
+      backlog.set({ store }, at?.count ?? 0);
+      oldest.set({ store }, at ? Math.max(0, deps.now() - at.oldest) / 1000 : 0);
+    }
+  }, deps.failed);
   const calls = new Histogram({
     name: 'katafract_store_call_seconds',
     help: 'Calls to the stores, by outcome',

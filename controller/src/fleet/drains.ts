@@ -4,9 +4,11 @@
  */
 import { KatafractError } from '@katafract/shared/errors';
 import type { NodeId } from '@katafract/shared/units';
+import { Gauge, type Registry } from 'prom-client';
 import type { Audit } from '../audit/audit.ts';
 import { type Database, type Sql, type Tx, uniqueViolation } from '../platform/db.ts';
 import { uuidv7 } from '../platform/ids.ts';
+import { readTogether } from '../platform/metrics.ts';
 import { implausible } from './health.ts';
 import { nodeUnknown } from './log.ts';
 import type { DrainState, NodeState } from './tables.ts';
@@ -232,4 +234,33 @@ export async function finishDrains(deps: DrainDeps): Promise<number> {
   }
   if (finished > 0) await deps.fleet.changed();
   return finished;
+}
+
+/** What operators are alerted by: drains that do not get on. */
+export function createDrainMetrics(
+  registry: Registry,
+  { db, now, failed }: Pick<DrainDeps, 'db' | 'now'> & { readonly failed: (error: unknown) => void },
+): void {
+  const gauge = (name: string, help: string) =>
+    new Gauge({
+      name: `katafract_drain_${name}`,
+      help,
+      labelNames: ['node'],
+      registers: [registry],
+      collect: () => collect(),
+    });
+  const peers = gauge('peers', 'Peers on nodes that are being drained');
+  const stranded = gauge('stranded_peers', 'Peers of a drained node that no other exit can take');
+  const overdue = gauge('overdue', 'Whether a node is not empty though its deadline is over');
+  const collect = readTogether(async () => {
+    const open = await db.sql<{ node: NodeId; peers: number; stranded: number; deadline: string | null }[]>`
+      select d.node_id as node, n.peer_count as peers, d.stranded, d.deadline
+      from drains d join nodes n on n.id = d.node_id where d.state in ('running', 'paused')`;
+    for (const one of [peers, stranded, overdue]) one.reset();
+    for (const { node, ...drain } of open) {
+      peers.set({ node }, drain.peers);
+      stranded.set({ node }, drain.stranded);
+      overdue.set({ node }, drain.deadline !== null && Date.parse(drain.deadline) < now() ? 1 : 0);
+    }
+  }, failed);
 }

@@ -1,3 +1,3 @@
 /** What the fleet does by itself, for the table of jobs and for those who move the peers. */
-export { type Emptying, finishDrains, nodesToEmpty } from './drains.ts';
+export { createDrainMetrics, type Emptying, finishDrains, nodesToEmpty } from './drains.ts';
 export { Watch } from './watch.ts';

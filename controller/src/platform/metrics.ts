@@ -51,3 +51,23 @@ export function createMetrics(): Metrics {
     }),
   };
 }
+
+/**
+ * For gauges whose values come from one read: each collects by what this returns, so that all of them show the same
+ * read, and there is one for each scrape. A failure leaves them as they were: the rest of the metrics matter most while
+ * the database is away.
+ */
+export function readTogether(
+  read: () => Promise<void>,
+  failed: (error: unknown) => void,
+): () => Promise<void> {
+  let running: Promise<void> | null = null;
+  return () => {
+    running ??= read()
+      .catch(failed)
+      .finally(() => {
+        running = null;
+      });
+    return running;
+  };
+}
