@@ -16,7 +16,7 @@ import {
   Fleet,
   identityOf,
 } from './fleet/fleet.ts';
-import { finishDrains, Watch } from './fleet/jobs.ts';
+import { createDrainMetrics, finishDrains, Watch } from './fleet/jobs.ts';
 import { BILLING_ENDS, createJobs, JOBS_LEASE, type Jobs, jobTable } from './jobs.ts';
 import { createOperators, type Operators, readOperatorToken } from './operators/operators.ts';
 import { Peers } from './peers/peers.ts';
@@ -156,6 +156,7 @@ async function build(
   onClose('peers', () => peers.drain());
   const lease = createLease(db, JOBS_LEASE);
   const watch = new Watch({ db, clock, log, registry: metrics.registry, audit, fleet });
+  createDrainMetrics(metrics.registry, { db, now, failed: survive('drain metrics') });
   const table = jobTable({
     db,
     sigils,
