@@ -46,8 +46,8 @@ export type { Bus } from './bus.ts';
 export { EmbeddedBroker } from './embedded-broker.ts';
 export { ExternalBroker } from './external-broker.ts';
 export type { RowChange } from './log.ts';
+export type { Choice } from './placement.ts';
 export type { RosterNode } from './roster.ts';
-export type { Choice } from './rules.ts';
 
 /** What enrolling a node takes; see enrollment.ts. */
 export interface EnrollmentDeps {

@@ -10,7 +10,8 @@ import type { Heartbeat } from '@katafract/shared/uplink';
 import type { Database } from '../platform/db.ts';
 import type { HealthState } from './health.ts';
 import { nodeUnknown } from './log.ts';
-import { type Candidate, type Choice, type Displaced, isAvailable, placePeer, replacePeer } from './rules.ts';
+import { type Choice, type Displaced, Placement } from './placement.ts';
+import { type Candidate, isAvailable } from './rules.ts';
 import type { NodeState } from './tables.ts';
 
 export interface RegionRow {
@@ -51,11 +52,15 @@ interface NodeRow {
   lastSeen: string | null;
 }
 
+/** Kept up to date in place: a heartbeat costs no copy, and who holds one sees what became of it. */
+type Live = { -readonly [Field in keyof RosterNode]: RosterNode[Field] };
+
 export class Roster {
   readonly #db: Database;
   readonly #clock: Clock;
   #regions = new Map<RegionId, RegionRow>();
-  #nodes = new Map<NodeId, RosterNode>();
+  #nodes = new Map<NodeId, Live>();
+  #placement = new Placement([]);
   /** Heard here or by notice; the database may have newer of a node that speaks to another controller, or older. */
   readonly #heard = new Map<NodeId, number>();
   readonly #busy = new Map<NodeId, Busy>();
@@ -65,29 +70,38 @@ export class Roster {
     this.#clock = clock;
   }
 
-  /** Reads everything anew. */
-  async refresh(): Promise<void> {
+  /** Reads everything anew, or these nodes. */
+  async refresh(only?: readonly NodeId[]): Promise<void> {
     const { sql } = this.#db;
-    const [regions, nodes] = await Promise.all([
+    const [regions, rows] = await Promise.all([
       sql<RegionRow[]>`select id, name, country, latitude, longitude from regions order by id`,
       sql<NodeRow[]>`
         select n.id, n.region_id as region, n.state, coalesce(h.state, 'ok') as health, n.provider, n.endpoint,
                n.public_key as "publicKey", n.capacity, n.bandwidth_mbit as "bandwidthMbit",
                n.peer_count as "peerCount", r.last_seen_at as "lastSeen"
         from nodes n left join node_reports r on r.node_id = n.id left join node_health h on h.node_id = n.id
+        ${only ? sql`where n.id = any(${only as readonly string[] as string[]}::text[])` : sql``}
         order by n.id`,
     ]);
     this.#regions = new Map(regions.map((region) => [region.id, region]));
-    this.#nodes = new Map(
-      nodes.map(({ lastSeen: reported, ...row }) => {
-        const region = this.#regions.get(row.region);
-        const place = { latitude: region?.latitude ?? 0, longitude: region?.longitude ?? 0 };
-        const seen = reported === null ? null : Date.parse(reported);
-        const heard = this.#heard.get(row.id);
-        const lastSeen = heard === undefined || seen === null ? (heard ?? seen) : Math.max(heard, seen);
-        return [row.id, { ...row, place, lastSeen, ...this.#load(row) }];
-      }),
-    );
+    const nodes = rows.map((row) => this.#live(row));
+    // who is there, and where, seldom changes
+    const known = nodes.every(({ id, region }) => this.#nodes.get(id)?.region === region);
+    if (only && known) for (const node of nodes) this.#update(node.id, node);
+    else {
+      const all = new Map([...(only ? this.#nodes : []), ...nodes.map((node) => [node.id, node] as const)]);
+      this.#nodes = new Map([...all].sort(([a], [b]) => (a < b ? -1 : 1)));
+      this.#placement = new Placement(this.#nodes.values(), this.#placement);
+    }
+  }
+
+  #live({ lastSeen: reported, ...row }: NodeRow): Live {
+    const region = this.#regions.get(row.region);
+    const place = { latitude: region?.latitude ?? 0, longitude: region?.longitude ?? 0 };
+    const seen = reported === null ? null : Date.parse(reported);
+    const heard = this.#heard.get(row.id);
+    const lastSeen = heard === undefined || seen === null ? (heard ?? seen) : Math.max(heard, seen);
+    return { ...row, place, lastSeen, ...this.#load(row) };
   }
 
   /** A sign of life. */
@@ -126,9 +140,9 @@ export class Roster {
     this.#update(id, { peerCount });
   }
 
-  #update(id: NodeId, change: Partial<RosterNode>): void {
+  #update(id: NodeId, change: Partial<Live>): void {
     const node = this.#nodes.get(id);
-    if (node) this.#nodes.set(id, { ...node, ...change });
+    if (node) Object.assign(node, change);
   }
 
   /** @throws KatafractError `node_unknown` (404) */
@@ -149,12 +163,19 @@ export class Roster {
     return region;
   }
 
+  /** Every node, those that are retired as well. */
+  nodes(): Iterable<RosterNode> {
+    return this.#nodes.values();
+  }
+
   regions(): { region: RegionRow; nodes: RosterNode[]; available: boolean }[] {
     const now = this.#clock.now();
+    const present = new Map([...this.#regions.keys()].map((id) => [id, [] as RosterNode[]]));
+    for (const node of this.#nodes.values()) {
+      if (node.state !== 'retired') present.get(node.region)?.push(node);
+    }
     return [...this.#regions.values()].map((region) => {
-      const nodes = [...this.#nodes.values()].filter(
-        (node) => node.region === region.id && node.state !== 'retired',
-      );
+      const nodes = present.get(region.id) ?? [];
       return { region, nodes, available: nodes.some((node) => isAvailable(node, now)) };
     });
   }
@@ -162,14 +183,14 @@ export class Roster {
   /**
    * Chooses exits for several peers at once, each choice counting for the next.
    * @returns for each wish its nodes, the primary first, or the error that wish met
-   * @see placePeer for the errors
+   * @see Placement.place for the errors
    */
   place(wishes: readonly { region: RegionId; standbys: number }[]): (NodeId[] | KatafractError)[] {
     const now = this.#clock.now();
-    const choose = (nodes: Candidate[], wish: { region: RegionId; standbys: number }) => {
+    const choose = (wish: { region: RegionId; standbys: number }) => {
       try {
         this.region(wish.region);
-        return placePeer(nodes, { ...wish, now }).map(({ node }) => node);
+        return this.#placement.place({ ...wish, now }).map(({ node }) => node);
       } catch (error) {
         if (error instanceof KatafractError) return error;
         throw error;
@@ -178,31 +199,39 @@ export class Roster {
     return this.#each(wishes, choose, (found) => (Array.isArray(found) ? found : []));
   }
 
-  /** Chooses anew for several peers that must leave a node, each choice counting for the next. @see replacePeer */
+  /** Chooses anew for several peers that must leave a node, each choice counting for the next. @see Placement.replace */
   replace(displaced: readonly Omit<Displaced, 'now'>[]): Choice[][] {
     const now = this.#clock.now();
     return this.#each(
       displaced,
-      (nodes, wish) => replacePeer(nodes, { ...wish, now }),
+      (wish) => this.#placement.replace({ ...wish, now }),
       (found, { present }) => found.map(({ node }) => node).filter((node) => !present.includes(node)),
     );
   }
 
-  /** @param added nodes whose load grows by what was found */
+  /**
+   * Nothing is chosen for good before it is committed: the loads are as they were when this returns.
+   * @param added nodes whose load grows by what was found
+   */
   #each<Wish, Found>(
     wishes: readonly Wish[],
-    choose: (nodes: Candidate[], wish: Wish) => Found,
+    choose: (wish: Wish) => Found,
     added: (found: Found, wish: Wish) => readonly NodeId[],
   ): Found[] {
-    const nodes = new Map([...this.#nodes].map(([id, node]) => [id, { ...node }]));
-    const list = [...nodes.values()];
-    return wishes.map((wish) => {
-      const found = choose(list, wish);
-      for (const id of added(found, wish)) {
-        const node = nodes.get(id);
-        if (node) node.peerCount += 1;
-      }
-      return found;
-    });
+    const grown: Live[] = [];
+    try {
+      return wishes.map((wish) => {
+        const found = choose(wish);
+        for (const id of added(found, wish)) {
+          const node = this.#nodes.get(id);
+          if (!node) continue;
+          node.peerCount += 1;
+          grown.push(node);
+        }
+        return found;
+      });
+    } finally {
+      for (const node of grown) node.peerCount -= 1;
+    }
   }
 }
