@@ -197,6 +197,41 @@ async function followsPayment({ lab, shop, payer }: Fleet): Promise<void> {
   await payer.down();
 }
 
+/**
+ * An exit is emptied for good while a device pings through it: the device reads its peer, as apps do, and switches to
+ * the exit that it finds there, which has it already.
+ */
+async function losesNothingToDrain({ lab, connections, sigil }: Fleet): Promise<string> {
+  const connection = connections.find(({ exit }) => exit.region === 'fra');
+  assert(connection, 'a device in Frankfurt is needed');
+  const { device, exit, peer } = connection;
+  const read = async () => (await lab.controller.app<Peer>('GET', `/v1/peers/${peer.id}`, sigil)).body;
+  const ping = await device.startPing(INTERNET.ipv4, 100);
+  const since = performance.now();
+  const deadline = new Date(Date.now() + 3000).toISOString();
+  await lab.controller.operate('POST', `/v1/admin/nodes/${exit.name}/drain`, { deadline });
+  const [target] = await waitFor('the device to be told of another exit', async () => {
+    const { exits, status } = await read();
+    return exits[0]?.node !== exit.name && status === 'active' && exits;
+  });
+  const answered = ping.received();
+  // one address leads to one peer: between two pings nothing is on its way that the switch would drop
+  await waitFor('an answer just now', () => ping.received() > answered, { everyMs: 2 });
+  assert(target);
+  await device.switchTo(target);
+  const drain = await waitFor('the exit to be empty', async () => {
+    const path = `/v1/admin/nodes/${exit.name}/drain`;
+    const now = await lab.controller.operate<{ state: string; total: number }>('GET', path);
+    return now.state === 'done' && (await exit.peers()).length === 0 && now;
+  });
+  const took = performance.now() - since;
+  assert.equal(await device.httpGet(page(INTERNET.ipv4)), lab.exit(target.node).publicAddress4);
+  const { sent, lost } = await ping.stop();
+  assert.equal(lost.length, 0, `${lost.length} of ${sent} pings were lost`);
+  await lab.controller.operate('PATCH', `/v1/admin/nodes/${exit.name}`, { state: 'active' });
+  return `${drain.total} peers moved and ${exit.name} empty after ${(took / 1000).toFixed(1)} s, 0 of ${sent} pings lost`;
+}
+
 /** `wraith` on a device whose exit is killed, in a region where nobody else is: on through a standby, and home again. */
 async function failsOver({ lab, sigil, payer }: Fleet): Promise<string> {
   const home = lab.exit('hil-1');
@@ -246,5 +281,9 @@ export const PROMISES: readonly Claim[] = [
   {
     name: 'controller killed: tunnels pass every ping, a standby takes over, all comes back',
     prove: survivesController,
+  },
+  {
+    name: 'an exit is drained: its peers are on others first, and a device that pings through it loses nothing',
+    prove: losesNothingToDrain,
   },
 ];
