@@ -69,6 +69,9 @@ export interface AuditEntry {
   readonly detail: Readonly<Record<string, unknown>>;
 }
 
+/** @param operator null where the system itself acts */
+export const actorOf = (operator: string | null) => (operator === null ? 'system' : `operator:${operator}`);
+
 export interface AuditRecord extends AuditEntry {
   readonly id: number;
   readonly at: Date;

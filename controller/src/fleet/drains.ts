@@ -5,7 +5,7 @@
 import { KatafractError } from '@katafract/shared/errors';
 import type { NodeId } from '@katafract/shared/units';
 import { Gauge, type Registry } from 'prom-client';
-import type { Audit } from '../audit/audit.ts';
+import { type Audit, actorOf } from '../audit/audit.ts';
 import { type Database, type Sql, type Tx, uniqueViolation } from '../platform/db.ts';
 import { uuidv7 } from '../platform/ids.ts';
 import { readTogether } from '../platform/metrics.ts';
@@ -16,7 +16,7 @@ import type { DrainState, NodeState } from './tables.ts';
 export interface DrainDeps {
   readonly db: Database;
   readonly audit: Audit;
-  readonly fleet: { changed(): Promise<void> };
+  readonly fleet: { changed(only?: readonly NodeId[]): Promise<void> };
   /** Milliseconds since the epoch. */
   readonly now: () => number;
 }
@@ -53,13 +53,14 @@ interface Stored extends Omit<DrainView, 'overdue' | 'startedAt' | 'endedAt' | '
 
 /**
  * Begins to drain a node, or gives the drain that is under way another deadline.
+ * @param operator null where the system itself wants it
  * @throws KatafractError `node_unknown` (404), `node_retired` (409)
  */
 export async function startDrain(
   deps: DrainDeps,
   node: NodeId,
   deadline: Date | undefined,
-  operator: string,
+  operator: string | null,
 ): Promise<DrainView> {
   const begin = () => deps.db.transaction((tx) => startOnce(deps, tx, node, deadline, operator));
   await begin().catch((error: unknown) => {
@@ -67,7 +68,7 @@ export async function startDrain(
     if (uniqueViolation(error) === 'drains_open') return begin();
     throw error;
   });
-  await deps.fleet.changed();
+  await deps.fleet.changed([node]);
   return readDrain(deps, node);
 }
 
@@ -76,7 +77,7 @@ async function startOnce(
   tx: Tx,
   node: NodeId,
   deadline: Date | undefined,
-  operator: string,
+  operator: string | null,
 ): Promise<void> {
   const { sql } = tx;
   const [open] = await sql<{ id: string }[]>`
@@ -95,12 +96,12 @@ async function startOnce(
   const before = row.state === 'drained' ? 'cordoned' : row.state;
   await sql`
     insert into drains (id, node_id, state, wanted_by, before, deadline, total, started_at)
-    values (${uuidv7(now())}, ${node}, 'running', ${operator}, ${before}, ${deadline ?? null}, ${row.peers},
+    values (${uuidv7(now())}, ${node}, 'running', ${operator ?? 'system'}, ${before}, ${deadline ?? null}, ${row.peers},
             ${new Date(now())})`;
   await sql`update nodes set state = 'draining' where id = ${node}`;
   const detail = { peers: row.peers, deadline: deadline?.toISOString() ?? null };
   await audit.record(tx, [
-    { actor: `operator:${operator}`, action: 'drain.started', subject: `node:${node}`, detail },
+    { actor: actorOf(operator), action: 'drain.started', subject: `node:${node}`, detail },
   ]);
 }
 
@@ -148,7 +149,7 @@ export async function stepDrain(
       { actor: `operator:${operator}`, action, subject: `node:${node}`, detail: {} },
     ]);
   });
-  await deps.fleet.changed();
+  await deps.fleet.changed([node]);
   return readDrain(deps, node);
 }
 
@@ -193,17 +194,18 @@ export interface Emptying {
 /** Nodes that peers have to leave now: those that are down, unless too many are, and those that are being drained. */
 export async function nodesToEmpty(sql: Sql): Promise<Emptying[]> {
   const rows = await sql<
-    { node: NodeId; peers: number; down: boolean; draining: boolean; deadline: string | null }[]
+    { node: NodeId; down: boolean; deadline: string | null; dead: number; nodes: number }[]
   >`
-    select n.id as node, n.peer_count as peers, coalesce(h.state = 'down', false) as down,
-           n.state = 'drained' or (n.state = 'draining' and d.state = 'running') as draining, d.deadline
-    from nodes n left join node_health h on h.node_id = n.id
-    left join drains d on d.node_id = n.id and d.state in ('running', 'paused')
-    where n.state not in ('joining', 'retired') order by n.id`;
-  const dead = rows.filter(({ down }) => down);
-  const believed = !implausible(dead.length, rows.length);
+    select node, down, deadline, dead, nodes from (
+      select n.id as node, n.peer_count as peers, coalesce(h.state = 'down', false) as down,
+             n.state = 'drained' or (n.state = 'draining' and d.state = 'running') as draining, d.deadline,
+             (count(*) filter (where h.state = 'down') over ())::int as dead, (count(*) over ())::int as nodes
+      from nodes n left join node_health h on h.node_id = n.id
+      left join drains d on d.node_id = n.id and d.state in ('running', 'paused')
+      where n.state not in ('joining', 'retired')
+    ) x where peers > 0 and (down or draining) order by node`;
   return rows
-    .filter(({ peers, down, draining }) => peers > 0 && (down ? believed : draining))
+    .filter(({ down, dead, nodes }) => !down || !implausible(dead, nodes))
     .map(({ node, down, deadline }) => ({
       node,
       why: down ? 'down' : 'drain',
@@ -232,7 +234,7 @@ export async function finishDrains(deps: DrainDeps): Promise<number> {
       finished++;
     });
   }
-  if (finished > 0) await deps.fleet.changed();
+  if (finished > 0) await deps.fleet.changed(empty.map(({ node }) => node));
   return finished;
 }
 

@@ -35,7 +35,12 @@ interface TokenRow {
 /** Room for the outer IPv6 and WireGuard headers (80 bytes) in an Ethernet frame; wg-quick uses the same. */
 const DEFAULT_MTU = 1420;
 
-const hashOf = (secret: string) => createHash('sha256').update(secret).digest('hex');
+/** What is kept of a join token. */
+export const hashOf = (secret: string) => createHash('sha256').update(secret).digest('hex');
+
+/** @param pin thumbprint of the state key that the node is to trust */
+export const joinTokenOf = (secret: Uint8Array, pin: string): JoinToken =>
+  JoinTokenSchema.parse(`kfj1_${Buffer.from(secret).toString('base64url')}_${pin}`);
 
 /**
  * Makes a join token. The token itself is in the answer and nowhere else; repeated with its Idempotency-Key the request
@@ -49,7 +54,7 @@ export async function mintJoinToken(
 ): Promise<{ id: string; token: JoinToken; expiresAt: Date }> {
   const { db, keyring, audit, fleet } = deps;
   const once = onceOnly(deps.seedSecret, 'join tokens', request, asked);
-  const secret = derive(once.seed, 'join token').toString('base64url');
+  const secret = derive(once.seed, 'join token');
   const id = uuidOf(once.seed, 'id of join token');
   const now = deps.now();
   const expiresAt = await db.transaction(async (tx) => {
@@ -60,7 +65,7 @@ export async function mintJoinToken(
     const expiresAt = new Date(now + request.expiresInSeconds * 1000);
     await tx.sql`
       insert into join_tokens (id, hash, region_id, node_id, endpoint, capacity, created_by, expires_at)
-      values (${id}, ${hashOf(secret)}, ${request.region}, ${request.node}, ${request.endpoint ?? null},
+      values (${id}, ${hashOf(secret.toString('base64url'))}, ${request.region}, ${request.node}, ${request.endpoint ?? null},
               ${request.capacity}, ${asked.operator}, ${expiresAt})`;
     const detail = { region: request.region, expiresAt: expiresAt.toISOString() };
     await audit.record(tx, [
@@ -74,7 +79,7 @@ export async function mintJoinToken(
     await once.remember(tx, id, new Date(now));
     return expiresAt;
   });
-  return { id, token: JoinTokenSchema.parse(`kfj1_${secret}_${keyring.state().thumbprint}`), expiresAt };
+  return { id, token: joinTokenOf(secret, keyring.state().thumbprint), expiresAt };
 }
 
 async function expiryOf(sql: Sql, id: string): Promise<Date> {
@@ -119,7 +124,7 @@ export async function enroll(deps: EnrollmentDeps, request: EnrollRequest): Prom
       }
       return token.node;
     });
-    await deps.fleet.changed();
+    await deps.fleet.changed([node]);
     return await answer(deps, node);
   } catch (error) {
     const constraint = uniqueViolation(error);

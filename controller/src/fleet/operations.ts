@@ -3,7 +3,7 @@ import type { Region } from '@katafract/shared/api';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Endpoint, NodeId } from '@katafract/shared/units';
 import type { Heartbeat } from '@katafract/shared/uplink';
-import type { Audit } from '../audit/audit.ts';
+import { type Audit, actorOf } from '../audit/audit.ts';
 import type { Database } from '../platform/db.ts';
 import type { Bus } from './bus.ts';
 import type { Fleet } from './fleet.ts';
@@ -16,6 +16,10 @@ export interface OperationsDeps {
   readonly db: Database;
   readonly audit: Audit;
   readonly fleet: Fleet;
+}
+
+export interface RetireDeps extends OperationsDeps {
+  readonly bus: Pick<Bus, 'evict'>;
 }
 
 /** Every region with the exits that apps may use. */
@@ -152,18 +156,17 @@ export async function changeNode(
       },
     ]);
   });
-  await deps.fleet.changed();
+  await deps.fleet.changed([node]);
   const [view] = await nodeList(deps, node);
   if (!view) throw nodeUnknown(node);
   return view;
 }
 
-/** @throws KatafractError `node_unknown` (404), `node_has_peers` (409) */
-export async function retireNode(
-  deps: OperationsDeps & { bus: Pick<Bus, 'evict'> },
-  node: NodeId,
-  operator: string,
-): Promise<void> {
+/**
+ * @param operator null where the system itself wants it
+ * @throws KatafractError `node_unknown` (404), `node_has_peers` (409)
+ */
+export async function retireNode(deps: RetireDeps, node: NodeId, operator: string | null): Promise<void> {
   await deps.db.transaction(async (tx) => {
     const [row] = await tx.sql<{ peers: number }[]>`
       select peer_count as peers from nodes where id = ${node} for update`;
@@ -175,9 +178,9 @@ export async function retireNode(
       update drains set state = 'done', ended_at = now() where node_id = ${node} and state in ('running', 'paused')`;
     await tx.sql`update nodes set state = 'retired', retired_at = now() where id = ${node} and state <> 'retired'`;
     await deps.audit.record(tx, [
-      { actor: `operator:${operator}`, action: 'node.retired', subject: `node:${node}`, detail: {} },
+      { actor: actorOf(operator), action: 'node.retired', subject: `node:${node}`, detail: {} },
     ]);
   });
   await deps.bus.evict(node);
-  await deps.fleet.changed();
+  await deps.fleet.changed([node]);
 }
