@@ -13,11 +13,10 @@ import type { AddressPlan } from '@katafract/shared/addresses';
 import { TIERS, type Tier } from '@katafract/shared/sigil';
 import type { NodeId, PeerId } from '@katafract/shared/units';
 import type { Audit } from '../audit/audit.ts';
-import type { Choice, Fleet } from '../fleet/fleet.ts';
+import type { Fleet } from '../fleet/fleet.ts';
 import { type Emptying, nodesToEmpty } from '../fleet/jobs.ts';
 import type { AfterCommit, Database, Sql, Tx } from '../platform/db.ts';
-import { removeRow, setRow } from './rows.ts';
-import { planMove, roleOf } from './rules.ts';
+import { relocate, stayingOf, writeRelocations } from './relocate.ts';
 import { lockPeers, type PeerRow } from './store.ts';
 
 export interface EvacuationDeps {
@@ -121,12 +120,8 @@ export class Evacuation {
     const steps = displaced.flatMap((peer, at) => {
       const choices = found[at] ?? [];
       const stays = choices.some(({ node }) => node === emptying.node);
-      return choices.length === 0 || stays ? [] : [this.#step(peer, choices, releaseAt)];
+      return choices.length === 0 || stays ? [] : [relocate(this.#deps, peer, choices, releaseAt)];
     });
-    await rerank(
-      tx.sql,
-      steps.flatMap(({ ranks }) => ranks),
-    );
     const given = steps.filter(({ was }) => was.includes(emptying.node));
     await audit.record(
       tx,
@@ -141,68 +136,9 @@ export class Evacuation {
       await tx.sql`
         update drains set moved = moved + ${given.length} where node_id = ${emptying.node} and state = 'running'`;
     }
-    const { announce } = await fleet.commit(
-      tx,
-      steps.flatMap(({ changes }) => changes),
-    );
-    return {
-      moved: steps.length,
-      stranded: displaced.length - steps.length,
-      announce: announce as AfterCommit,
-    };
+    const announce: AfterCommit = await writeRelocations(fleet, tx, steps);
+    return { moved: steps.length, stranded: displaced.length - steps.length, announce };
   }
-
-  /** What becomes of one peer: rows of nodes' tables that come and go, and others that only change their place in its list. */
-  #step(peer: Locked, choices: readonly Choice[], releaseAt: Date) {
-    const { fleet, plan } = this.#deps;
-    const dead = (node: NodeId) => fleet.roster.node(node).health === 'down';
-    const { add, keep, leave } = planMove(
-      peer.placements.map(({ node }) => node),
-      choices.map(({ node }) => node),
-    );
-    const changes = add.map(({ node, rank }) => setRow(plan, peer, { node, rank, role: roleOf(rank) }));
-    const ranks: Rank[] = keep.map(({ node, rank }) => ({
-      peer: peer.id,
-      node,
-      role: roleOf(rank),
-      rank,
-      releaseAt: null,
-    }));
-    for (const at of peer.placements.filter(({ node }) => leave.includes(node))) {
-      if (dead(at.node)) changes.push(removeRow(plan, peer, at));
-      else if (at.role !== 'leaving') {
-        ranks.push({
-          peer: peer.id,
-          node: at.node,
-          role: 'leaving',
-          rank: 100,
-          releaseAt: releaseAt.toISOString(),
-        });
-      }
-    }
-    return { peer, was: stayingOf(peer), choices, changes, ranks };
-  }
-}
-
-interface Rank {
-  readonly peer: PeerId;
-  readonly node: NodeId;
-  readonly role: 'primary' | 'standby' | 'leaving';
-  readonly rank: number;
-  readonly releaseAt: string | null;
-}
-
-const stayingOf = (peer: PeerRow) =>
-  peer.placements.filter(({ role }) => role !== 'leaving').map(({ node }) => node);
-
-/** Nothing of this is in the nodes' tables, so their generations stay. */
-async function rerank(sql: Sql, ranks: readonly Rank[]): Promise<void> {
-  if (ranks.length === 0) return;
-  await sql`
-    update placements x set role = r.role, rank = r.rank, release_at = r."releaseAt"
-    from jsonb_to_recordset(${sql.json(ranks as readonly object[] as never)}) as r(
-      peer uuid, node text, role text, rank int, "releaseAt" timestamptz)
-    where x.peer_id = r.peer and x.node_id = r.node`;
 }
 
 /** Under the drain's lock until the batch has committed: whoever pauses it is answered after that. */
