@@ -1,7 +1,8 @@
 /** Stripe's API by Stripe's own library, through our one way out; and what its failures become. */
 import { KatafractError } from '@katafract/shared/errors';
 import Stripe from 'stripe';
-import { CALL_SETTINGS, type StoreDeps, storeCall, storeUnavailable } from './call.ts';
+import { CALL_SETTINGS } from '../../platform/outgoing.ts';
+import { type StoreDeps, storeCall, storeUnavailable } from './call.ts';
 
 /** @param apiBase protocol, host and port; no path */
 export function stripeClient(

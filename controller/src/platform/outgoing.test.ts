@@ -1,7 +1,7 @@
 import { KatafractError } from '@katafract/shared/errors';
 import { afterEach, describe, expect, it } from 'vitest';
-import { type Reply, type Served, serve } from '../../../../test/stores/stand-in.ts';
-import { type CallOutcome, type CallSettings, retryAfterMs, storeCall } from './call.ts';
+import { type Reply, type Served, serve } from '../../../test/stores/stand-in.ts';
+import { type CallSettings, type Outcome, type OutgoingDeps, outgoing, retryAfterMs } from './outgoing.ts';
 
 const TIMEOUT_MS = 3_600_000;
 const SETTINGS: CallSettings = {
@@ -19,6 +19,17 @@ const WORDING = {
     headers: { 'retry-after': String(retryAfter) },
   }),
 };
+
+/** The way out to a service of that name. */
+const wayTo = (name: string, deps: Omit<OutgoingDeps, 'unavailable'>) =>
+  outgoing({
+    ...deps,
+    unavailable: (why, retryAfter) =>
+      new KatafractError('service_unavailable', `${name} does not serve: ${why}`, {
+        status: 503,
+        retryAfter,
+      }),
+  });
 
 /** Virtual time in which every wait is over at once; only the time limits of tries never pass. */
 function waitless() {
@@ -43,7 +54,7 @@ function waitless() {
 }
 
 const opened: Served[] = [];
-async function store(answer: () => Reply = () => ({ status: 200, json: { fine: true } })) {
+async function service(answer: () => Reply = () => ({ status: 200, json: { fine: true } })) {
   const served = await serve(WORDING, answer);
   opened.push(served);
   return served;
@@ -61,11 +72,11 @@ async function failure(promise: Promise<unknown>): Promise<KatafractError> {
   return error;
 }
 
-describe('the way out to a store', () => {
-  it('tries again when the store fails, waiting longer each time with jitter', async () => {
-    const { url, faults, requests } = await store();
+describe('the way out to a service', () => {
+  it('tries again when the service fails, waiting longer each time with jitter', async () => {
+    const { url, faults, requests } = await service();
     const { clock, waits } = waitless();
-    const call = storeCall('stripe', { clock, call: SETTINGS, random: () => 0.5 });
+    const call = wayTo('stripe', { clock, call: SETTINGS, random: () => 0.5 });
     faults.failing = 3;
     const response = await call.fetch(`${url}/thing`);
     expect(await response.json()).toEqual({ fine: true });
@@ -73,13 +84,13 @@ describe('the way out to a store', () => {
     expect(waits).toEqual([75, 150, 300]);
   });
 
-  it('gives up after its tries, with nothing of what the store wrote', async () => {
-    const { url, faults, requests } = await store();
+  it('gives up after its tries, with nothing of what the service wrote', async () => {
+    const { url, faults, requests } = await service();
     const { clock } = waitless();
     faults.outage = true;
-    const error = await failure(storeCall('google', { clock, call: SETTINGS }).fetch(url));
+    const error = await failure(wayTo('google', { clock, call: SETTINGS }).fetch(url));
     expect(error).toMatchObject({
-      code: 'store_unavailable',
+      code: 'service_unavailable',
       status: 503,
       message: 'google does not serve: 503',
     });
@@ -88,40 +99,40 @@ describe('the way out to a store', () => {
   });
 
   it('waits as long as Retry-After says, and no shorter', async () => {
-    const { url, faults } = await store();
+    const { url, faults } = await service();
     const { clock, waits } = waitless();
     faults.rateLimited = 2;
     faults.retryAfter = 7;
-    const response = await storeCall('stripe', { clock, call: SETTINGS, random: () => 0 }).fetch(url);
+    const response = await wayTo('stripe', { clock, call: SETTINGS, random: () => 0 }).fetch(url);
     expect(response.status).toBe(200);
     expect(waits).toEqual([7000, 7000]);
   });
 
   it('passes a Retry-After on that is longer than its patience', async () => {
-    const { url, faults, requests } = await store();
+    const { url, faults, requests } = await service();
     const { clock, waits } = waitless();
     faults.rateLimited = 1;
     faults.retryAfter = 120;
-    const error = await failure(storeCall('apple', { clock, call: SETTINGS }).fetch(url));
-    expect(error).toMatchObject({ code: 'store_unavailable', retryAfter: 120 });
+    const error = await failure(wayTo('apple', { clock, call: SETTINGS }).fetch(url));
+    expect(error).toMatchObject({ code: 'service_unavailable', retryAfter: 120 });
     expect([requests.length, waits]).toEqual([1, []]);
   });
 
   it('takes any other answer as it is, the first time', async () => {
-    const { url, requests } = await store(() => ({ status: 404, json: { code: 1 } }));
+    const { url, requests } = await service(() => ({ status: 404, json: { code: 1 } }));
     const { clock } = waitless();
-    const response = await storeCall('stripe', { clock, call: SETTINGS }).fetch(url);
+    const response = await wayTo('stripe', { clock, call: SETTINGS }).fetch(url);
     expect([response.status, await response.json(), requests.length]).toEqual([404, { code: 1 }, 1]);
   });
 
   it('ends a try at its time limit', async () => {
-    const { url, faults, requests } = await store();
+    const { url, faults, requests } = await service();
     faults.delayMs = 400;
-    const outcomes: CallOutcome[] = [];
-    const call = storeCall('stripe', {
+    const outcomes: Outcome[] = [];
+    const call = wayTo('stripe', {
       clock: { now: Date.now, after: (ms, task) => timer(ms, task) },
       call: { ...SETTINGS, timeoutMs: 30, tries: 2, backoffMs: 1 },
-      observe: (_, outcome) => outcomes.push(outcome),
+      observe: (outcome) => outcomes.push(outcome),
     });
     const error = await failure(call.fetch(url));
     expect(error.message).toBe('stripe does not serve: timed out');
@@ -130,32 +141,32 @@ describe('the way out to a store', () => {
   });
 
   it('tries again where nobody answers, and names the fault by its code', async () => {
-    const served = await store();
+    const served = await service();
     await served.close();
     opened.pop();
     const { clock, waits } = waitless();
-    const error = await failure(storeCall('stripe', { clock, call: SETTINGS }).fetch(served.url));
+    const error = await failure(wayTo('stripe', { clock, call: SETTINGS }).fetch(served.url));
     expect(error.message).toBe('stripe does not serve: ECONNREFUSED');
     expect(waits).toHaveLength(3);
   });
 
   it('follows no redirect: it would take the credentials along', async () => {
-    const other = await store();
-    const { url } = await store(() => ({ status: 302, headers: { location: other.url } }));
+    const other = await service();
+    const { url } = await service(() => ({ status: 302, headers: { location: other.url } }));
     const { clock } = waitless();
-    const error = await failure(storeCall('stripe', { clock, call: SETTINGS }).fetch(url));
-    expect(error.code).toBe('store_unavailable');
+    const error = await failure(wayTo('stripe', { clock, call: SETTINGS }).fetch(url));
+    expect(error.code).toBe('service_unavailable');
     expect(other.requests).toEqual([]);
   });
 
-  it('asks a broken store no more until the circuit lets a probe through', async () => {
-    const { url, faults, requests } = await store();
+  it('asks a broken service no more until the circuit lets a probe through', async () => {
+    const { url, faults, requests } = await service();
     const { clock, pass } = waitless();
-    const outcomes: CallOutcome[] = [];
-    const call = storeCall('stripe', {
+    const outcomes: Outcome[] = [];
+    const call = wayTo('stripe', {
       clock,
       call: { ...SETTINGS, tries: 1, circuit: { threshold: 3, openMs: 60_000, maxOpenMs: 60_000 } },
-      observe: (_, outcome) => outcomes.push(outcome),
+      observe: (outcome) => outcomes.push(outcome),
     });
     faults.outage = true;
     for (let asked = 0; asked < 5; asked++) await failure(call.fetch(url));
@@ -168,11 +179,11 @@ describe('the way out to a store', () => {
     expect((await call.fetch(url)).status).toBe(200);
   });
 
-  it('has one circuit for each store: one that is down costs the others nothing', async () => {
-    const [down, up] = [await store(), await store()];
+  it('has one circuit for each service: one that is down costs the others nothing', async () => {
+    const [down, up] = [await service(), await service()];
     const { clock } = waitless();
     const deps = { clock, call: { ...SETTINGS, circuit: { ...SETTINGS.circuit, threshold: 1 } } };
-    const [first, second] = [storeCall('stripe', deps), storeCall('google', deps)];
+    const [first, second] = [wayTo('stripe', deps), wayTo('google', deps)];
     down.faults.outage = true;
     await failure(first.fetch(down.url));
     expect((await second.fetch(up.url)).status).toBe(200);

@@ -1,5 +1,5 @@
 /**
- * A circuit breaker (Nygard, Release It!) as a pure state machine: after some failures in a row a store is left alone
+ * A circuit breaker (Nygard, Release It!) as a pure state machine: after some failures in a row a service is left alone
  * for a while, then one call at a time is let through until one succeeds. Time is passed in.
  */
 
