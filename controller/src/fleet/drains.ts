@@ -51,6 +51,9 @@ interface Stored extends Omit<DrainView, 'overdue' | 'startedAt' | 'endedAt' | '
   deadline: string | null;
 }
 
+/** What a caller does first in the same transaction; again, where that has to begin anew. */
+export type First = (tx: Tx) => Promise<void>;
+
 /**
  * Begins to drain a node, or gives the drain that is under way another deadline.
  * @param operator null where the system itself wants it
@@ -61,8 +64,13 @@ export async function startDrain(
   node: NodeId,
   deadline: Date | undefined,
   operator: string | null,
+  first?: First,
 ): Promise<DrainView> {
-  const begin = () => deps.db.transaction((tx) => startOnce(deps, tx, node, deadline, operator));
+  const begin = () =>
+    deps.db.transaction(async (tx) => {
+      await first?.(tx);
+      await startOnce(deps, tx, node, deadline, operator);
+    });
   await begin().catch((error: unknown) => {
     // of two at once the later one finds the drain of the earlier one
     if (uniqueViolation(error) === 'drains_open') return begin();
@@ -129,9 +137,11 @@ export async function stepDrain(
   node: NodeId,
   step: DrainStep,
   operator: string,
+  first?: First,
 ): Promise<DrainView> {
   const { to, action } = STEPS[step];
   await deps.db.transaction(async (tx) => {
+    await first?.(tx);
     const { sql } = tx;
     const [last] = await sql<{ id: string; state: DrainState; before: NodeState }[]>`
       select id, state, before from drains where node_id = ${node} order by started_at desc limit 1 for update`;

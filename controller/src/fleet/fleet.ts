@@ -24,7 +24,7 @@ import type { AfterCommit, Database, Tx } from '../platform/db.ts';
 import type { Keyring } from '../platform/keyring.ts';
 import type { Logger } from '../platform/log.ts';
 import type { Metrics } from '../platform/metrics.ts';
-import { type Bus, brokerUnavailable } from './bus.ts';
+import { type Bus, type BusHandlers, brokerUnavailable } from './bus.ts';
 import { type Advance, question } from './changes.ts';
 import * as log from './log.ts';
 import { createFleetMetrics, type FleetMetrics } from './metrics.ts';
@@ -43,6 +43,7 @@ export interface FleetDeps {
 }
 
 export type { Bus } from './bus.ts';
+export { Commands } from './commands.ts';
 export { EmbeddedBroker } from './embedded-broker.ts';
 export { ExternalBroker } from './external-broker.ts';
 export type { RowChange } from './log.ts';
@@ -64,6 +65,8 @@ export interface EnrollmentDeps {
 
 const COMMITS_CHANNEL = 'kf_commits';
 const ROSTER_CHANNEL = 'kf_roster';
+/** Nodes in one notice, which is at most 8000 bytes long. */
+const NAMED = 200;
 /** A key id on the wire is the head of the thumbprint: it tells keys apart, the pin is what is trusted. */
 const KID_LENGTH = 8;
 
@@ -75,6 +78,9 @@ export class Fleet {
   readonly #reports: Reports;
   readonly #publishers = new Map<NodeId, NodePublisher>();
   readonly #unlisten: (() => Promise<void>)[] = [];
+  #obey: BusHandlers['onCommand'] = async () => {
+    this.metrics.refused.inc({ reason: 'command' });
+  };
 
   constructor(deps: FleetDeps) {
     this.#deps = deps;
@@ -86,21 +92,27 @@ export class Fleet {
     });
   }
 
+  /** Who decides operators' commands; before `start`. Without anybody they are refused. */
+  obey(decide: BusHandlers['onCommand']): void {
+    this.#obey = decide;
+  }
+
   async start(): Promise<void> {
     const { db, bus } = this.#deps;
     this.#unlisten.push(
-      await db.listen(COMMITS_CHANNEL, (text) => this.#background(this.#onCommit(text), 'commit notice')),
+      await db.listen(COMMITS_CHANNEL, (text) => this.#background(this.#onNotice(text), 'commit notice')),
       await db.listen(REPORTS_CHANNEL, (text) => this.#onReports(text)),
       // Also after every reconnect, when notices may have been missed.
       await db.listen(
         ROSTER_CHANNEL,
-        () => this.#background(this.refresh(), 'roster notice'),
+        (text) => this.#background(this.#onNotice(text), 'roster notice'),
         () => this.#background(this.refresh(), 'listen'),
       ),
     );
     await this.refresh();
     await bus.start({
       onMessage: (node, leaf, payload) => this.#onMessage(node, leaf, payload),
+      onCommand: (node, payload, kept) => this.#obey(node, payload, kept),
       onRefused: (reason, node) => {
         this.metrics.refused.inc({ reason });
         this.#deps.log.warn(
@@ -115,11 +127,12 @@ export class Fleet {
     });
   }
 
-  /** Reads nodes and the heads of their logs anew, and starts or wakes their publishers. */
-  async refresh(): Promise<void> {
-    const { db } = this.#deps;
-    await this.roster.refresh();
-    const [heads, acked] = await Promise.all([log.readHeads(db.sql), log.readApplied(db.sql)]);
+  /** Reads nodes (all, or these) and the heads of their logs anew, and starts or wakes their publishers. */
+  async refresh(only?: readonly NodeId[]): Promise<void> {
+    const { sql } = this.#deps.db;
+    const [heads] = await Promise.all([log.readHeads(sql, only), this.roster.refresh(only)]);
+    const strangers = [...heads.keys()].filter((node) => !this.#publishers.has(node));
+    const acked = await log.readApplied(sql, strangers);
     for (const [node, head] of heads) {
       const known = this.#publishers.get(node);
       if (known) known.wake(head);
@@ -127,10 +140,21 @@ export class Fleet {
     }
   }
 
-  /** Like refresh, on every controller: for whatever changes a node's or a region's row. */
-  async changed(): Promise<void> {
-    await this.#deps.db.sql`select pg_notify(${ROSTER_CHANNEL}, ${this.#instance})`;
-    await this.refresh();
+  /** Like refresh, on every controller: for whatever changes a node's row, or a region's (then all are read). */
+  async changed(only?: readonly NodeId[]): Promise<void> {
+    await this.#deps.db.sql`select pg_notify(${ROSTER_CHANNEL}, ${this.#notice(only)})`;
+    await this.refresh(only);
+  }
+
+  /** Who says it, and which nodes it is about: none where there are too many to name. */
+  #notice(nodes: readonly NodeId[] = []): string {
+    return [this.#instance, ...(nodes.length > NAMED ? [] : nodes)].join(' ');
+  }
+
+  async #onNotice(text: string): Promise<void> {
+    const [instance, ...nodes] = text.split(' ');
+    if (instance === this.#instance) return;
+    await this.refresh(nodes.length === 0 ? undefined : nodes.map((id) => NodeId.parse(id)));
   }
 
   /**
@@ -143,7 +167,7 @@ export class Fleet {
   ): Promise<{ advances: Advance[]; announce: AfterCommit }> {
     if (changes.length === 0) return { advances: [], announce: () => undefined };
     const nodes = [...new Set(changes.map((change) => change.node))];
-    const notice = `${this.#instance} ${nodes.slice(0, 200).join(' ')}`;
+    const notice = this.#notice(nodes);
     const [advances] = await Promise.all([
       log.commitChanges(tx, changes),
       tx.sql`select pg_notify(${COMMITS_CHANNEL}, ${notice})`,
@@ -304,7 +328,7 @@ export class Fleet {
     const publisher = this.#publishers.get(node);
     if (!publisher) {
       // Enrolled at another controller a moment ago.
-      this.#background(this.refresh(), 'unknown node');
+      this.#background(this.refresh([node]), 'unknown node');
       return;
     }
     try {
@@ -350,18 +374,7 @@ export class Fleet {
 
   async #activate(node: NodeId): Promise<void> {
     await this.#deps.db.sql`update nodes set state = 'active' where id = ${node} and state = 'joining'`;
-    await this.changed();
-  }
-
-  async #onCommit(text: string): Promise<void> {
-    const [instance, ...nodes] = text.split(' ');
-    if (instance === this.#instance) return;
-    for (const id of nodes) {
-      const node = NodeId.parse(id);
-      const head = await log.readHead(this.#deps.db.sql, node);
-      if (head) this.#publishers.get(node)?.wake(head);
-    }
-    await this.roster.refresh();
+    await this.changed([node]);
   }
 
   #onReports(text: string): void {

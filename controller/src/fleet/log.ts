@@ -132,16 +132,21 @@ export async function readHead(sql: Sql, node: NodeId): Promise<Head | null> {
   return row ? toHead(row) : null;
 }
 
-export async function readHeads(sql: Sql): Promise<Map<NodeId, Head>> {
-  const rows = await sql<(HeadRow & { id: NodeId })[]>`select n.id, ${headColumns(sql)} from nodes n`;
+/** @param only these nodes; otherwise all */
+export async function readHeads(sql: Sql, only?: readonly NodeId[]): Promise<Map<NodeId, Head>> {
+  const rows = await sql<(HeadRow & { id: NodeId })[]>`
+    select n.id, ${headColumns(sql)} from nodes n ${only ? sql`where n.id = any(${names(only)}::text[])` : sql``}`;
   return new Map(rows.map((row) => [row.id, toHead(row)]));
 }
 
-/** What each node's kernel was last known to have. */
-export async function readApplied(sql: Sql): Promise<Map<NodeId, ReportRow>> {
+const names = (nodes: readonly NodeId[]) => nodes as readonly string[] as string[];
+
+/** What these nodes' kernels were last known to have. */
+export async function readApplied(sql: Sql, nodes: readonly NodeId[]): Promise<Map<NodeId, ReportRow>> {
+  if (nodes.length === 0) return new Map();
   const rows = await sql<ReportRow[]>`
     select node_id as node, applied_lineage::float8 as lineage, applied_generation::float8 as generation
-    from node_reports`;
+    from node_reports where node_id = any(${names(nodes)}::text[])`;
   return new Map(rows.map((row) => [row.node, row]));
 }
 

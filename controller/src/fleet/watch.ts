@@ -190,7 +190,7 @@ export class Watch {
       if (verdict.state === 'ok') log.info(line, 'a node is well again');
       else log.warn(line, 'a node is not well');
     }
-    if (passed.length > 0) await fleet.changed();
+    if (passed.length > 0) await fleet.changed(passed.map(({ node }) => node));
   }
 }
 

@@ -60,7 +60,7 @@ export class Evacuation {
     const { db, fleet, now } = this.#deps;
     const due = (await nodesToEmpty(db.sql)).filter(({ node }) => (this.#notBefore.get(node) ?? 0) <= now());
     // what makes a node leave may have been written by another controller a moment ago
-    if (due.length > 0) await fleet.roster.refresh();
+    if (due.length > 0) await fleet.roster.refresh(due.map(({ node }) => node));
     let moved = 0;
     let more = false;
     for (const emptying of due) {
