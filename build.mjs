@@ -1,7 +1,10 @@
 /**
- * Bundles the three programs. Agent and wraith become one file each with everything inside, since a node or a device
- * should need nothing but Node, and one file starts faster and takes less memory than a tree of modules. The
+ * Bundles the programs. Agent, its helper and wraith become one file each with everything inside, since a node or a
+ * device should need nothing but Node, and one file starts faster and takes less memory than a tree of modules. The
  * controller's own packages are bundled, its npm packages stay in node_modules (some bring binaries of their own).
+ *
+ *   node build.mjs                            all of them
+ *   node build.mjs agent <version> <outfile>  the agent alone, as another release of it
  */
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -38,13 +41,30 @@ const externalPackages = {
   },
 };
 
+/** The same sources under another version number: the release that a test rolls out. */
+const asVersion = (version) => ({
+  name: 'as-version',
+  setup(builder) {
+    builder.onLoad({ filter: /\/agent\/src\/version\.ts$/ }, () => ({
+      contents: `export const VERSION = ${JSON.stringify(version)};`,
+      loader: 'ts',
+    }));
+  },
+});
+
 const programs = [
   { entry: 'agent/src/main.ts', outfile: 'agent/dist/main.mjs', ...whole },
+  { entry: 'agent/src/helper.ts', outfile: 'agent/dist/helper.mjs', ...whole },
   { entry: 'controller/client/src/wraith/main.ts', outfile: 'controller/client/dist/wraith.mjs', ...whole },
   { entry: 'controller/src/main.ts', outfile: 'controller/dist/main.mjs', plugins: [externalPackages] },
 ];
 
-for (const { entry, ...options } of programs) {
+const [release, version, outfile] = process.argv.slice(2);
+const wanted =
+  release === 'agent'
+    ? [{ entry: 'agent/src/main.ts', outfile, plugins: [asVersion(version)], ...whole }]
+    : programs;
+for (const { entry, ...options } of wanted) {
   await build({ ...common, ...options, entryPoints: [entry] });
   console.log(`built ${options.outfile}`);
 }

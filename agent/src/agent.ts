@@ -7,6 +7,7 @@
 import { type Desired, type NodeConfig, verifyDesired } from '@katafract/shared/desired';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Lineage, NodeId } from '@katafract/shared/units';
+import type { UpkeepReport } from '@katafract/shared/upkeep';
 import { HEARTBEAT_SECONDS, type Heartbeat } from '@katafract/shared/uplink';
 import type { CryptoKey } from 'jose';
 import { Announcer } from './announce.ts';
@@ -16,6 +17,7 @@ import { type Change, type Held, outcome } from './desired/table.ts';
 import type { Clock, HostPort, LedgerDisk, Log, PeerTablePort, TelemetryPort, Uplink } from './ports.ts';
 import { type Pass, Reconciler, type View } from './reconcile.ts';
 import { Counts, heartbeat, type Position, position, type Speaker } from './report.ts';
+import { settleUpkeep, type UpkeepPort } from './upkeep/upkeep.ts';
 
 export interface AgentPorts {
   readonly clock: Clock;
@@ -27,6 +29,8 @@ export interface AgentPorts {
   readonly disk: LedgerDisk;
   readonly uplink: Uplink;
   readonly telemetry: TelemetryPort;
+  /** Absent where the machine is kept by other means. */
+  readonly upkeep?: UpkeepPort;
 }
 
 export interface AgentSettings extends Speaker {
@@ -97,6 +101,8 @@ class LoopAgent implements Agent {
   #running: Promise<void> = Promise.resolve();
   #cancelTimer: () => void = () => undefined;
   #heartbeatDue = false;
+  #upkeepDue = false;
+  #upkeep: UpkeepReport | null = null;
   #lastPass: Pass | null = null;
   #lastHeartbeat: Heartbeat | null = null;
 
@@ -140,6 +146,7 @@ class LoopAgent implements Agent {
 
   onConnected(): void {
     this.#announcer.connect(this.#held());
+    this.#upkeepDue = true;
     this.#wake();
   }
 
@@ -193,6 +200,7 @@ class LoopAgent implements Agent {
     for (;;) {
       if (this.#view) await this.#fullPass(this.#view);
       else if (this.#inbox.length > 0) await this.#changePass();
+      else if (this.#upkeepDue) await this.#settleUpkeep();
       else break;
     }
     this.#speak();
@@ -208,7 +216,11 @@ class LoopAgent implements Agent {
 
   async #fullPass(view: View): Promise<void> {
     this.#view = null;
-    const [pass] = await Promise.all([this.#reconciler.applyView(view), this.#flush()]);
+    const [pass] = await Promise.all([
+      this.#reconciler.applyView(view),
+      this.#flush(),
+      this.#heartbeatDue ? this.#settleUpkeep() : undefined,
+    ]);
     if (!pass) {
       this.#look();
       return;
@@ -229,6 +241,15 @@ class LoopAgent implements Agent {
         'held state could not be written; nothing is acknowledged until it is',
       );
     }
+  }
+
+  async #settleUpkeep(): Promise<void> {
+    this.#upkeepDue = false;
+    const { upkeep, clock, log } = this.#ports;
+    if (!upkeep) return;
+    const { version } = this.#settings;
+    const state = { version, connected: this.#announcer.connected, now: clock.now() };
+    this.#upkeep = await settleUpkeep(upkeep, this.#held()?.config?.upkeep, state, log);
   }
 
   #refuse(reason: string): void {
@@ -274,6 +295,7 @@ class LoopAgent implements Agent {
     this.#staging = null;
     this.#announcer.caughtUp();
     this.#ledger?.accept(change);
+    if (change.config) this.#upkeepDue = true;
     if (change.kind === 'snapshot' || change.config) this.#reconciler.invalidate();
     else this.#reconciler.touch(outcome(change).keys());
   }
@@ -311,7 +333,8 @@ class LoopAgent implements Agent {
     try {
       const telemetry = await this.#ports.telemetry.read();
       const now = this.#ports.clock.now();
-      const body = heartbeat(this.#settings, this.#held(), pass, telemetry, this.#counts, now);
+      const said = heartbeat(this.#settings, this.#held(), pass, telemetry, this.#counts, now);
+      const body = said && this.#upkeep ? { ...said, upkeep: this.#upkeep } : said;
       this.#counts.rules = pass.rules === 'failed' ? 'failed' : 'ok';
       this.#lastHeartbeat = body ?? this.#lastHeartbeat;
       if (body && this.#ledger?.durable) this.#announcer.beat(body);

@@ -21,6 +21,7 @@ import { type BrokerLink, brokerLink } from './host/mqtt.ts';
 import { network } from './host/network.ts';
 import { shellExec } from './host/shells.ts';
 import { telemetry } from './host/telemetry.ts';
+import { upkeepFiles } from './host/upkeep.ts';
 import { wireguard } from './host/wireguard.ts';
 import { enroll, type Identity, loadIdentity, stateFiles } from './identity.ts';
 import { inOrder, inspect, planText, statusText } from './inspect.ts';
@@ -77,6 +78,7 @@ function makeAgent(options: RunOptions, identity: Identity, exec: Exec, log: Log
       disk,
       uplink,
       telemetry: telemetry(options.interface),
+      upkeep: upkeepFiles(options.stateDir),
     },
     {
       node: node.node,

@@ -40,6 +40,8 @@ export class Exit extends Host {
   readonly #options: ExitOptions;
   readonly #inet: Host;
   readonly #mesh: Host;
+  /** What runs as the agent; another release of it where one was installed. */
+  agentBundle = AGENT;
   #agent: Program | undefined;
 
   constructor(id: string, folder: string, options: ExitOptions, inet: Host, mesh: Host) {
@@ -81,9 +83,9 @@ export class Exit extends Host {
   /** Command line of the agent after `run` or any other of its verbs. */
   agentArguments(verb: string): string[] {
     const place = ['--state-dir', this.stateDir, '--interface', this.tunnel];
-    if (verb !== 'run') return [AGENT, verb, ...place];
+    if (verb !== 'run') return [this.agentBundle, verb, ...place];
     const listen = ['--uplink', 'eth0', '--metrics-listen', `${this.meshAddress}:${METRICS_PORT}`];
-    return [AGENT, 'run', ...place, ...listen, ...this.#options.agentArgs];
+    return [this.agentBundle, 'run', ...place, ...listen, ...this.#options.agentArgs];
   }
 
   startAgent(): Program {

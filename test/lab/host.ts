@@ -29,9 +29,14 @@ const SYSCTLS: Readonly<Record<string, string>> = {
   'net/ipv6/conf/default/accept_dad': '0',
 };
 
-/** Private /run/wireguard, then the settings, then a word on standard output, then nothing for as long as it lives. */
+/**
+ * Private /run/wireguard, a boot id of its own (so that its reboots show), then the settings, then a word on standard
+ * output, then nothing for as long as it lives.
+ */
 const HOLDER = `
 mkdir -p /run/wireguard && mount -t tmpfs -o mode=0755,size=16m katafract-lab /run/wireguard || exit 1
+cat /proc/sys/kernel/random/uuid >/run/wireguard/.boot_id || exit 1
+mount --bind /run/wireguard/.boot_id /proc/sys/kernel/random/boot_id || exit 1
 for setting in "$@"; do echo "\${setting#*=}" >"/proc/sys/\${setting%%=*}" || exit 1; done
 echo ready
 exec sleep infinity`;
