@@ -12,6 +12,7 @@ import { enroll, mintJoinToken } from '@katafract/controller/fleet/enrollment';
 import { ExternalBroker } from '@katafract/controller/fleet/external-broker';
 import { Fleet, identityOf } from '@katafract/controller/fleet/fleet';
 import { putRegion } from '@katafract/controller/fleet/operations';
+import { operatorKeyOf } from '@katafract/controller/operators/operators';
 import { type Database, openDatabase } from '@katafract/controller/platform/db';
 import { type Keyring, openKeyring } from '@katafract/controller/platform/keyring';
 import { createLogger } from '@katafract/controller/platform/log';
@@ -46,6 +47,7 @@ const settings: Record<string, (db: Database) => Promise<Setting>> = {
       host: '127.0.0.1',
       port: 0,
       identityOf: (node) => identityOf(db, node),
+      operatorKeyOf: (name) => operatorKeyOf(db, name),
     });
     return { bus, url: () => `mqtt://127.0.0.1:${bus.port}` };
   },

@@ -47,7 +47,7 @@ const VARIABLES = {
   KATAFRACT_API_LISTEN: variable(listen, 'Where the API listens', '127.0.0.1:8080'),
   KATAFRACT_MESH_LISTEN: variable(
     listen,
-    'A second listener, on the mesh: /v1/admin, /metrics and /v1/nodes/session are then served only there. ' +
+    'A second listener, on the mesh: /v1/admin, /metrics and the sessions of nodes and operators are then served only there. ' +
       'Without it keep the API listener itself, or these paths, away from the public',
   ),
   KATAFRACT_PUBLIC_URL: variable(

@@ -10,6 +10,7 @@ import { Billing, configuredStores } from './billing/billing.ts';
 import type { Config } from './config.ts';
 import {
   type Bus,
+  Commands,
   EmbeddedBroker,
   type EnrollmentDeps,
   ExternalBroker,
@@ -18,7 +19,14 @@ import {
 } from './fleet/fleet.ts';
 import { createDrainMetrics, finishDrains, Watch } from './fleet/jobs.ts';
 import { BILLING_ENDS, createJobs, JOBS_LEASE, type Jobs, jobTable } from './jobs.ts';
-import { createOperators, type Operators, readOperatorToken } from './operators/operators.ts';
+import { forgetCommands } from './operators/jobs.ts';
+import {
+  createOperators,
+  type OperatorKeysDeps,
+  type Operators,
+  operatorKeyOf,
+  readOperatorToken,
+} from './operators/operators.ts';
 import { Peers } from './peers/peers.ts';
 import { type Database, openDatabase } from './platform/db.ts';
 import { startEmbeddedPostgres } from './platform/embedded-postgres.ts';
@@ -46,6 +54,7 @@ export interface Context {
   readonly store: Store;
   readonly audit: Audit;
   readonly operators: Operators;
+  readonly operatorKeys: OperatorKeysDeps;
   readonly bus: Bus;
   readonly fleet: Fleet;
   readonly enrollment: EnrollmentDeps;
@@ -120,8 +129,15 @@ async function build(
   const bus = await createBus(config, db, clock);
   const { plan } = config;
   const fleet = new Fleet({ db, clock, log, metrics, keyring, bus, plan });
-  const broker = await brokerForNodes(config);
+  const broker = await brokerFor(config, '/v1/nodes/session');
   const enrollment = { db, keyring, audit, fleet, broker, now, seedSecret: masterKey };
+  const audience = config.publicUrl;
+  const told = { audience, broker: await brokerFor(config, '/v1/operators/session') };
+  const evictions = survive('eviction of an operator');
+  const operatorKeys = { db, audit, now, seedSecret: masterKey, told, bus, survived: evictions };
+  const commands = new Commands({ db, audit, fleet, now, log, registry: metrics.registry, audience });
+  fleet.obey((node, payload, kept) => commands.decide(node, payload, kept));
+  onClose('commands of operators', () => commands.settled());
   const { addressRestMs: restMs, ackMs, moveGraceMs } = config;
   const peers = new Peers({ db, clock, fleet, audit, plan, restMs, ackMs, moveGraceMs });
   const sigils = new Sigils({
@@ -165,6 +181,7 @@ async function build(
     billing,
     watch,
     finishDrains: () => finishDrains({ db, audit, fleet, now }),
+    forgetCommands: () => forgetCommands(db, new Date(now())),
   });
   const jobs = createJobs(table, { clock, lease, log, metrics });
   onClose('billing', () => billing.stop());
@@ -190,6 +207,7 @@ async function build(
     store,
     audit,
     operators,
+    operatorKeys,
     bus,
     fleet,
     enrollment,
@@ -230,18 +248,19 @@ async function createBus({ mqtt }: Config, db: Database, clock: Clock): Promise<
     ...listen,
     clock,
     identityOf: (node) => identityOf(db, node),
+    operatorKeyOf: (name) => operatorKeyOf(db, name),
     ...(tls
       ? { tls: { cert: await readFile(tls.certFile, 'utf8'), key: await readSecretFile(tls.keyFile) } }
       : {}),
   });
 }
 
-/** What a node that enrolls is told of the broker. */
-async function brokerForNodes({ mqtt, meshUrl }: Config): Promise<EnrollmentDeps['broker']> {
+/** What a node that enrolls, or an operator, is told of the broker. @param session where to show a token first */
+async function brokerFor({ mqtt, meshUrl }: Config, session: string): Promise<EnrollmentDeps['broker']> {
   const shown = mqtt.external?.admission === 'dynsec';
   return {
     url: mqtt.publicUrl,
     ...(mqtt.caFile === null ? {} : { ca: await readSecretFile(mqtt.caFile) }),
-    ...(shown ? { sessionUrl: `${meshUrl}/v1/nodes/session` } : {}),
+    ...(shown ? { sessionUrl: `${meshUrl}${session}` } : {}),
   };
 }

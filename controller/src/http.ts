@@ -16,6 +16,7 @@ import { auditRoutes } from './audit/routes.ts';
 import { billingRoutes } from './billing/routes.ts';
 import type { Context } from './context.ts';
 import { fleetRoutes } from './fleet/routes.ts';
+import { operatorRoutes } from './operators/routes.ts';
 import { peerRoutes } from './peers/routes.ts';
 import {
   type Api,
@@ -32,7 +33,7 @@ import { problemResponse } from './platform/problems.ts';
 import { sigilRoutes } from './sigil/routes.ts';
 
 /** Served on the mesh listener alone, where there is one. */
-const MESH_ONLY = ['/v1/admin/*', '/metrics', '/v1/nodes/session'];
+const MESH_ONLY = ['/v1/admin/*', '/metrics', '/v1/nodes/session', '/v1/operators/session'];
 /** For apps alone. */
 const SIGIL_ONLY = ['/v1/regions', '/v1/peers', '/v1/peers/*', '/v1/sigil', '/v1/sigil/*'];
 /** With a Sigil that may have expired. */
@@ -45,6 +46,7 @@ const POLLED = ['/v1/regions', '/v1/peers'];
 const ANONYMOUS = [
   '/v1/nodes/enroll',
   '/v1/nodes/session',
+  '/v1/operators/session',
   '/v1/sigils',
   '/v1/billing/*',
   '/openapi.json',
@@ -104,6 +106,7 @@ export function createHttp(ctx: Context): Api {
   billingRoutes(api, { ...ctx, publicUrl: config.publicUrl, refused: limits.address });
   auditRoutes(api, ctx);
   fleetRoutes(api, { ...ctx.enrollment, requireSigil, requireOperator, bus: ctx.bus });
+  operatorRoutes(api, { ...ctx.operatorKeys, requireOperator });
   peerRoutes(api, { ...ctx, requireSigil, requireOperator });
   machineRoutes(api, ctx);
   describe(api, config.publicUrl);

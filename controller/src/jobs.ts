@@ -50,6 +50,8 @@ export interface JobDeps {
   readonly fleet: { sweep(): Promise<number>; refresh(): Promise<void> };
   readonly watch: { ask(): Promise<void>; look(): Promise<void> };
   readonly finishDrains: () => Promise<number>;
+  /** Of operators. */
+  readonly forgetCommands: () => Promise<number>;
 }
 
 /** A job that has at once more to do as long as `run` says so. */
@@ -111,6 +113,7 @@ export function jobTable(at: JobDeps): Job[] {
       on: 'fleet',
       run: () => at.billing.forgetMessages(),
     },
+    { name: 'operators.forget_commands', everyMs: 10 * MINUTE, on: 'fleet', run: () => at.forgetCommands() },
     { name: 'sigil.rotate_key', everyMs: 60 * MINUTE, on: 'fleet', run: () => at.sigils.rotateKey() },
     { name: 'sigil.forget_expired', everyMs: 10 * MINUTE, on: 'fleet', run: () => at.sigils.forgetExpired() },
   ];

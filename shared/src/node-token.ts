@@ -5,13 +5,11 @@
 import type { CryptoKey, JWK } from 'jose';
 import { z } from 'zod';
 import { KatafractError } from './errors.ts';
-import { IDENTITY_TOKEN_SECONDS, mintIdentityToken, verifyIdentityToken } from './identity-token.ts';
+import { mintIdentityToken, verifyIdentityToken } from './identity-token.ts';
 import type { NodeId } from './units.ts';
 
 export type NodeAudience = 'katafract-broker' | 'katafract-enroll' | 'katafract-session';
 
-/** The longest a node token may live, in seconds. */
-export const NODE_TOKEN_SECONDS = IDENTITY_TOKEN_SECONDS;
 const TYP = 'kf-node+jwt';
 
 /** Public half of a node's or an operator's Ed25519 key (RFC 8037). */

@@ -56,6 +56,8 @@ export const AUDIT_ACTIONS = [
   'machine.orphan_removed',
   'region.needs_capacity',
   'region.has_capacity',
+  'operator_key.registered',
+  'operator_key.revoked',
   'signing_key.rotated',
 ] as const;
 export type AuditAction = (typeof AUDIT_ACTIONS)[number];

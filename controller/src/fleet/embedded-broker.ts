@@ -1,22 +1,26 @@
 /**
  * The broker inside the controller: aedes, MQTT 3.1.1 over TCP or TLS. Default deny: a connection must bring a valid
- * node token and the client id that belongs to the node; a node may publish its own up-topics, read its own `desired`,
- * and nothing else. A denied publish or subscribe ends the connection.
+ * token and the client id that belongs to its name; a node may publish its own up-topics, read its own `desired`, and
+ * nothing else; an operator may publish commands and read nothing. A denied publish or subscribe ends the connection.
+ *
+ * An operator's command is handed over before it is acknowledged (QoS 1): the receipt says that it was decided.
  */
 import { createServer, type Server, type Socket } from 'node:net';
 import { createServer as createTlsServer } from 'node:tls';
 import { type Clock, systemClock } from '@katafract/shared/clock';
 import { KatafractError } from '@katafract/shared/errors';
-import { verifyNodeToken } from '@katafract/shared/node-token';
-import { clientId, parseUpTopic, topic, UP_LEAVES } from '@katafract/shared/topics';
+import { type NodePublicJwk, verifyNodeToken } from '@katafract/shared/node-token';
+import { OperatorName, operatorClientId, verifyOperatorToken } from '@katafract/shared/operator-command';
+import { clientId, parseOperatorTopic, parseUpTopic, topic, UP_LEAVES } from '@katafract/shared/topics';
 import { NodeId } from '@katafract/shared/units';
-import { Aedes, type AuthenticateError, type Client } from 'aedes';
-import { importJWK } from 'jose';
+import { Aedes, type AuthenticateError, type Client, type PublishPacket } from 'aedes';
+import { type CryptoKey, importJWK } from 'jose';
 import {
   type Bus,
   type BusHandlers,
   brokerUnavailable,
   type IdentityOf,
+  type OperatorKeyOf,
   type Qos,
   UP_MESSAGE_BYTES,
 } from './bus.ts';
@@ -27,21 +31,32 @@ export interface EmbeddedBrokerOptions {
   readonly port: number;
   readonly tls?: { readonly cert: string; readonly key: string };
   readonly identityOf: IdentityOf;
+  readonly operatorKeyOf: OperatorKeyOf;
   readonly clock?: Clock;
 }
 
 /** Bytes a connection may send before it is authenticated: a CONNECT with a token is under 2 kB. */
 const STRANGER_BYTES = 4096;
 /** Messages a node may send at once, and how many more a second: far above what a busy node needs. */
-const BURST = 1000;
-const PER_SECOND = 500;
+const NODE_RATE = { burst: 1000, perSecond: 500 };
+/** A person, or a script that empties a rack. */
+const OPERATOR_RATE = { burst: 50, perSecond: 5 };
+
+/** Whoever has shown a good token: a node, or an operator. */
+interface Guest {
+  readonly node: NodeId | null;
+  readonly operator: OperatorName | null;
+  readonly rate: typeof NODE_RATE;
+  tokens: number;
+  at: number;
+}
 
 const badCredentials = () =>
   Object.assign(new Error('not authorized'), { returnCode: 4 }) as AuthenticateError;
 
 export class EmbeddedBroker implements Bus {
   readonly #options: EmbeddedBrokerOptions;
-  readonly #nodes = new Map<Client, { node: NodeId; tokens: number; at: number }>();
+  readonly #guests = new Map<Client, Guest>();
   readonly #sockets = new Set<Socket>();
   readonly #strangers = new Map<Client, () => void>();
   #broker: Aedes | null = null;
@@ -73,23 +88,23 @@ export class EmbeddedBroker implements Bus {
         );
       },
       authorizePublish: (client, packet, done) => {
-        const node = client && this.#nodes.get(client)?.node;
-        const target = parseUpTopic(packet.topic);
-        const reason =
-          !node || target?.node !== node ? 'publish' : this.#excess(client, packet.payload.length);
-        if (reason) handlers.onRefused(reason, node ?? null);
-        done(reason ? new Error(`refused: ${reason}`) : null);
+        const guest = client && this.#guests.get(client);
+        const { reason, command } = this.#judge(guest ?? null, packet);
+        if (reason !== null) handlers.onRefused(reason, guest?.node ?? null);
+        if (reason !== null) done(new Error(`refused: ${reason}`));
+        else if (command === null) done(null);
+        else handlers.onCommand(command, Buffer.from(packet.payload), false).then(() => done(null), done);
       },
       authorizeSubscribe: (client, subscription, done) => {
-        const node = this.#nodes.get(client)?.node;
-        const own = node !== undefined && subscription.topic === topic(node, 'desired');
-        if (!own) handlers.onRefused('subscribe', node ?? null);
+        const node = this.#guests.get(client)?.node ?? null;
+        const own = node !== null && subscription.topic === topic(node, 'desired');
+        if (!own) handlers.onRefused('subscribe', node);
         done(own ? null : new Error('refused: subscribe'), own ? subscription : null);
       },
     });
-    broker.on('clientDisconnect', (client) => this.#nodes.delete(client));
+    broker.on('clientDisconnect', (client) => this.#guests.delete(client));
     broker.on('clientError', (client) =>
-      handlers.onRefused('client_error', this.#nodes.get(client)?.node ?? null),
+      handlers.onRefused('client_error', this.#guests.get(client)?.node ?? null),
     );
     broker.on('connectionError', () => handlers.onRefused('connection_error', null));
     for (const leaf of UP_LEAVES) {
@@ -144,28 +159,51 @@ export class EmbeddedBroker implements Bus {
   }
 
   async #authenticate(client: Client, username?: string, password?: Buffer): Promise<void> {
-    const node = NodeId.parse(username);
-    if (client.id !== clientId(node)) throw badCredentials();
-    const identity = await this.#options.identityOf(node);
-    if (!identity || !password) throw badCredentials();
-    const key = await importJWK(identity, 'EdDSA');
-    if (key instanceof Uint8Array) throw badCredentials();
     const now = (this.#options.clock ?? systemClock).now();
-    await verifyNodeToken(password.toString(), key, { node, audience: 'katafract-broker', now });
+    const token = password?.toString() ?? '';
+    const [, named] = /^operator:(.*)$/s.exec(username ?? '') ?? [];
+    const guest =
+      named === undefined
+        ? await this.#node(client, NodeId.parse(username), token, now)
+        : await this.#operator(client, OperatorName.parse(named), token, now);
     this.#strangers.get(client)?.();
-    this.#nodes.set(client, { node, tokens: BURST, at: now });
+    this.#guests.set(client, { ...guest, tokens: guest.rate.burst, at: now });
   }
 
-  /** Why a message of an authenticated node may not pass; null where it may. */
-  #excess(client: Client, bytes: number): string | null {
+  async #node(client: Client, node: NodeId, token: string, now: number) {
+    if (client.id !== clientId(node)) throw badCredentials();
+    const key = await keyFrom(await this.#options.identityOf(node));
+    await verifyNodeToken(token, key, { node, audience: 'katafract-broker', now });
+    return { node, operator: null, rate: NODE_RATE };
+  }
+
+  async #operator(client: Client, operator: OperatorName, token: string, now: number) {
+    if (client.id !== operatorClientId(operator)) throw badCredentials();
+    const key = await keyFrom(await this.#options.operatorKeyOf(operator));
+    await verifyOperatorToken(token, key, { name: operator, now });
+    return { node: null, operator, rate: OPERATOR_RATE };
+  }
+
+  /** Whether a message may pass, and, where it is a command, for which node. */
+  #judge(guest: Guest | null, packet: PublishPacket): { reason: string | null; command: NodeId | null } {
+    if (!guest) return { reason: 'publish', command: null };
+    const { topic: name, payload } = packet;
+    const command = guest.operator === null ? null : (parseOperatorTopic(name)?.node ?? null);
+    const own = guest.operator === null ? parseUpTopic(name)?.node === guest.node : command !== null;
+    // what is decided here and now is kept for nobody
+    if (command !== null) packet.retain = false;
+    return { reason: own ? this.#excess(guest, payload.length) : 'publish', command };
+  }
+
+  /** Why a message of somebody authenticated may not pass; null where it may. */
+  #excess(guest: Guest, bytes: number): string | null {
     if (bytes > UP_MESSAGE_BYTES) return 'too_large';
-    const bucket = this.#nodes.get(client);
-    if (!bucket) return 'publish';
+    const { burst, perSecond } = guest.rate;
     const now = (this.#options.clock ?? systemClock).now();
-    bucket.tokens = Math.min(BURST, bucket.tokens + ((now - bucket.at) / 1000) * PER_SECOND);
-    bucket.at = now;
-    if (bucket.tokens < 1) return 'too_many';
-    bucket.tokens -= 1;
+    guest.tokens = Math.min(burst, guest.tokens + ((now - guest.at) / 1000) * perSecond);
+    guest.at = now;
+    if (guest.tokens < 1) return 'too_many';
+    guest.tokens -= 1;
     return null;
   }
 
@@ -184,14 +222,26 @@ export class EmbeddedBroker implements Bus {
     return this.#broker !== null && !this.#broker.closed && this.#server?.listening === true;
   }
 
-  async evict(node: NodeId): Promise<void> {
-    for (const [client, bucket] of this.#nodes) {
-      if (bucket.node === node) await new Promise<void>((resolve) => client.close(() => resolve()));
+  evict(node: NodeId): Promise<void> {
+    return this.#close((guest) => guest.node === node);
+  }
+
+  evictOperator(name: OperatorName): Promise<void> {
+    return this.#close((guest) => guest.operator === name);
+  }
+
+  async #close(meant: (guest: Guest) => boolean): Promise<void> {
+    for (const [client, guest] of this.#guests) {
+      if (meant(guest)) await new Promise<void>((resolve) => client.close(() => resolve()));
     }
   }
 
   async admit(): Promise<void> {
     // The embedded broker verifies the token itself.
+  }
+
+  async admitOperator(): Promise<void> {
+    // Likewise.
   }
 
   async stop(): Promise<void> {
@@ -206,4 +256,10 @@ export class EmbeddedBroker implements Bus {
       await closed;
     }
   }
+}
+
+async function keyFrom(jwk: NodePublicJwk | null): Promise<CryptoKey> {
+  const key = jwk === null ? null : await importJWK(jwk, 'EdDSA');
+  if (key === null || key instanceof Uint8Array) throw badCredentials();
+  return key;
 }

@@ -7,6 +7,8 @@ import { KatafractError } from '@katafract/shared/errors';
 import type { OperatorIdentity } from '../platform/api.ts';
 import { bearerToken, createSecretFile, readSecretFile, sameDigest, sha256 } from '../platform/secrets.ts';
 
+export { type OperatorKeysDeps, operatorKeyOf, signerOf } from './keys.ts';
+
 export interface Operators {
   /** @throws KatafractError `unauthorized` (401) */
   authenticate(authorization: string | undefined): OperatorIdentity;

@@ -49,6 +49,11 @@ export const PROBLEM_CODES: Readonly<Record<string, string>> = {
   not_found: 'No such route',
   not_ready: 'The controller is not ready to serve; `checks` says why',
   not_reversible: 'There is no undoing this action',
+  operator_key_exists: 'The operator has a key; revoke that first',
+  operator_key_in_use: 'Another operator has this key',
+  operator_proof_invalid:
+    'The operator’s token for the broker is not valid, or the key is unknown or revoked',
+  operator_unknown: 'No operator of this name ever had a key',
   peer_exists: 'The peer is there already',
   peer_unknown: 'No such peer of this subscription',
   provider_off: 'The service does not get machines from this provider',

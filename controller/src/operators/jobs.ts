@@ -1,0 +1,2 @@
+/** What is done for operators by itself, for the table of jobs. */
+export { forgetCommands } from './keys.ts';
