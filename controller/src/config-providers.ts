@@ -2,8 +2,8 @@
  * Configuration of those who have machines to give, and of how the fleet grows. A provider is off until it is named
  * here, except `manual`: a person can always be asked.
  */
-import type { z } from 'zod';
-import { variable, webUrl, whole } from './platform/variables.ts';
+import { z } from 'zod';
+import { path, variable, webUrl, whole } from './platform/variables.ts';
 
 const GROWTH = {
   KATAFRACT_MACHINES_AT_ONCE: variable(
@@ -38,6 +38,29 @@ const GROWTH = {
   ),
 } as const;
 
+/** What every new machine is told besides its token. */
+const NEW_MACHINES = {
+  KATAFRACT_AGENT_DEB_URL: variable(webUrl, "Where a new machine downloads the agent's package"),
+  KATAFRACT_AGENT_DEB_SHA256: variable(
+    z.string().regex(/^[0-9a-f]{64}$/, 'SHA-256 in hex'),
+    'SHA-256 of that package; nothing else is installed',
+  ),
+  KATAFRACT_AGENT_APT_URL: variable(
+    webUrl,
+    "An apt repository with the agent's package, instead of one file",
+  ),
+  KATAFRACT_AGENT_APT_SUITE: variable(z.string().min(1), 'Suite of that repository', 'stable'),
+  KATAFRACT_AGENT_APT_COMPONENTS: variable(z.string().min(1), 'Its components, by blank', 'main'),
+  KATAFRACT_AGENT_APT_KEY_FILE: variable(
+    path,
+    'ASCII-armoured OpenPGP key that the repository is signed with',
+  ),
+  KATAFRACT_MACHINE_BOOTSTRAP_FILE: variable(
+    path,
+    'Script that a new machine runs as root before anything else, such as to join the mesh. Treated as a secret',
+  ),
+} as const;
+
 const LAB = {
   KATAFRACT_LAB_URL: variable(
     webUrl,
@@ -45,12 +68,26 @@ const LAB = {
   ),
 } as const;
 
-export const PROVIDER_VARIABLES = { ...GROWTH, ...LAB } as const;
+export const PROVIDER_VARIABLES = { ...GROWTH, ...NEW_MACHINES, ...LAB } as const;
 
 type Name = keyof typeof PROVIDER_VARIABLES;
 export type ProviderValues = { [N in Name]?: z.output<(typeof PROVIDER_VARIABLES)[N]['schema']> };
 
 const MINUTE = 60_000;
+
+/** What each variable cannot know by itself. */
+export function providerContradictions(at: ProviderValues): string[] {
+  const pairs = [
+    ['KATAFRACT_AGENT_DEB_URL', 'KATAFRACT_AGENT_DEB_SHA256'],
+    ['KATAFRACT_AGENT_APT_URL', 'KATAFRACT_AGENT_APT_KEY_FILE'],
+  ] as const;
+  const errors = pairs
+    .filter(([one, other]) => (at[one] === undefined) !== (at[other] === undefined))
+    .map(([one, other]) => `${one}, ${other}: set both or neither`);
+  if (at.KATAFRACT_AGENT_DEB_URL !== undefined && at.KATAFRACT_AGENT_APT_URL !== undefined)
+    errors.push('KATAFRACT_AGENT_DEB_URL, KATAFRACT_AGENT_APT_URL: set one of them');
+  return errors;
+}
 
 /** How the fleet grows, times in ms, and the providers, each null where it is off. */
 export function providersConfig(at: Required<ProviderValues>, maybe: ProviderValues) {
@@ -63,7 +100,28 @@ export function providersConfig(at: Required<ProviderValues>, maybe: ProviderVal
       cooldownMs: at.KATAFRACT_GROWTH_COOLDOWN_MINUTES * MINUTE,
       replaceAfterMs: at.KATAFRACT_REPLACE_AFTER_MINUTES * MINUTE,
     },
+    /** Null where new machines cannot be told where the agent comes from. */
+    agent: agentOf(at, maybe),
+    bootstrapFile: maybe.KATAFRACT_MACHINE_BOOTSTRAP_FILE ?? null,
     lab: maybe.KATAFRACT_LAB_URL === undefined ? null : { url: maybe.KATAFRACT_LAB_URL },
+  };
+}
+
+function agentOf(at: Required<ProviderValues>, maybe: ProviderValues) {
+  if (maybe.KATAFRACT_AGENT_DEB_URL !== undefined) {
+    return {
+      kind: 'deb' as const,
+      url: maybe.KATAFRACT_AGENT_DEB_URL,
+      sha256: at.KATAFRACT_AGENT_DEB_SHA256,
+    };
+  }
+  if (maybe.KATAFRACT_AGENT_APT_URL === undefined) return null;
+  return {
+    kind: 'apt' as const,
+    url: maybe.KATAFRACT_AGENT_APT_URL,
+    suite: at.KATAFRACT_AGENT_APT_SUITE,
+    components: at.KATAFRACT_AGENT_APT_COMPONENTS,
+    keyFile: at.KATAFRACT_AGENT_APT_KEY_FILE,
   };
 }
 

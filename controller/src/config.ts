@@ -8,7 +8,7 @@ import { addressPlan } from '@katafract/shared/addresses';
 import { KatafractError } from '@katafract/shared/errors';
 import { Cidr4, Cidr6 } from '@katafract/shared/units';
 import { z } from 'zod';
-import { PROVIDER_VARIABLES, providersConfig } from './config-providers.ts';
+import { PROVIDER_VARIABLES, providerContradictions, providersConfig } from './config-providers.ts';
 import { STORE_VARIABLES, storeContradictions, storesConfig } from './config-stores.ts';
 import { LOG_LEVELS } from './platform/log.ts';
 import type { Listen } from './platform/server.ts';
@@ -183,7 +183,8 @@ export function loadConfig(
     else errors.push(...result.error.issues.map((issue) => `${name}: ${issue.message}`));
   }
   const wrong = new Set(errors.map((error) => error.split(':')[0] ?? ''));
-  errors.push(...contradictions(parsed as Parsed), ...storeContradictions(parsed as Parsed, wrong));
+  errors.push(...contradictions(parsed as Parsed), ...providerContradictions(parsed as Parsed));
+  errors.push(...storeContradictions(parsed as Parsed, wrong));
   if (errors.length > 0)
     throw new KatafractError('config_invalid', `the configuration is not valid: ${errors.join('; ')}`, {
       detail: { errors },
