@@ -69,6 +69,25 @@ describe('silence', () => {
   });
 });
 
+describe('while it updates or reboots', () => {
+  const expectedUntil = 120_000;
+
+  it('silence and a last will say nothing, and all else says what it always does', () => {
+    for (const now of [DOWN_MS, expectedUntil - 1]) {
+      const silent = look(start(), { left: true, expectedUntil }, now);
+      expect(silent).toMatchObject({ state: 'ok', nextLookAt: expectedUntil });
+    }
+    expect(beats(start(), 10_000, 4, { rules: 'failed', expectedUntil }).states.at(-1)).toBe('suspect rules');
+  });
+
+  it('no longer than that: then it is down at once, and one that was down before stays so', () => {
+    const silent = look(start(), { expectedUntil }, expectedUntil - 1);
+    expect(look(silent, { expectedUntil }, expectedUntil).state).toBe('down');
+    const down = start({ state: 'down', reason: 'silent', since: 50_000 });
+    expect(look(down, { expectedUntil }, 60_000).state).toBe('down');
+  });
+});
+
 describe('faults', () => {
   it('makes a node suspect at once by its last will', () => {
     expect(look(start(), { left: true }, 1)).toMatchObject({ state: 'suspect', reason: 'left' });
@@ -138,6 +157,7 @@ describe('the way back', () => {
 
 const seenAt = (now: number) =>
   fc.record({
+    expectedFor: fc.option(fc.integer({ min: -20_000, max: 90_000 })),
     heardAt: fc.option(fc.integer({ min: 0, max: now })),
     left: fc.boolean(),
     beat: fc.option(fc.integer({ min: 0, max: now })),
@@ -161,19 +181,24 @@ it('over any history: down exactly when silent or not heard since, never ok with
         now += step;
         // heard between the last look and this one, or not at all lately
         const heardAt = seen.heardAt === null ? null : now - seen.heardAt;
-        const what = { ...seen, heardAt };
+        const { expectedFor, ...rest } = seen;
+        const what = { ...rest, heardAt, expectedUntil: expectedFor === null ? null : now + expectedFor };
+        const expected = expectedFor !== null && expectedFor > 0;
         const at = { now, hearingSince: 1_000_000 - 60_000 + hearing };
         const before = verdict;
         const next = judge(before, what, at);
         const silence = now - Math.max(heardAt ?? 0, at.hearingSince);
         const unheard = before.state === 'down' && (heardAt ?? 0) <= before.since;
-        expect(next.state === 'down').toBe(silence >= DOWN_MS || unheard);
-        if (next.state === 'ok') expect(seen.left).toBe(false);
+        expect(next.state === 'down').toBe((!expected && silence >= DOWN_MS) || unheard);
+        if (next.state === 'ok') expect(seen.left && !expected).toBe(false);
         if (next.state === before.state) expect(next.since).toBe(before.since);
         expect(next.nextLookAt).toBeGreaterThan(now);
         const moment = Math.min(next.nextLookAt - 1, now + 600_000);
         const later = judge(next, what, { ...at, now: moment });
         if (next.state !== 'down') expect(later.state).toBe(next.state);
+        // whatever was expected, it is down as soon as that is over and its silence long enough
+        const end = Math.max(what.expectedUntil ?? 0, Math.max(heardAt ?? 0, at.hearingSince) + DOWN_MS, now);
+        expect(judge(next, what, { ...at, now: end }).state).toBe('down');
         verdict = next;
       }
     }),

@@ -54,6 +54,8 @@ type Fault = keyof typeof PATIENCE;
 
 /** What is known of a node at this moment. Times in milliseconds since the epoch. */
 export interface Seen {
+  /** It was told to update or to reboot: until then its silence is expected, and says nothing. */
+  readonly expectedUntil?: number | null;
   /** Its last sign of life; null where there never was one. */
   readonly heardAt: number | null;
   /** It has left by its last will, and was not heard since. */
@@ -101,8 +103,9 @@ export function judge(
   { now, hearingSince }: { now: number; hearingSince: number },
 ): Verdict & { nextLookAt: number } {
   const quietSince = Math.max(seen.heardAt ?? 0, hearingSince);
-  const silence = now - quietSince;
-  const fault = faultOf(was, seen, now);
+  const expected = isExpected(seen, now);
+  const silence = expected ? 0 : now - quietSince;
+  const fault = faultOf(was, expected ? { ...seen, left: false } : seen, now);
   const ripeAt = fault ? fault.since + PATIENCE[fault.kind] : Number.POSITIVE_INFINITY;
   const fresh = seen.beat !== null && seen.beat !== was.beat && (was.beat !== null || was.state === 'ok');
   const good = fault || silence >= SUSPECT_MS ? 0 : was.good + (fresh ? 1 : 0);
@@ -114,7 +117,8 @@ export function judge(
     return { state, reason, since: same ? was.since : now, flaps, ...memory };
   };
   const verdict = decide();
-  const looks = [quietSince + SUSPECT_MS, quietSince + DOWN_MS, ripeAt].filter((at) => at > now);
+  const turns = [quietSince + SUSPECT_MS, quietSince + DOWN_MS, ripeAt, seen.expectedUntil ?? 0];
+  const looks = turns.filter((at) => at > now);
   return { ...verdict, nextLookAt: Math.min(...looks, Number.POSITIVE_INFINITY) };
 
   function decide(): Verdict {
@@ -133,6 +137,8 @@ export function judge(
 export function goodNeeded(flaps: number): number {
   return Math.min(GOOD_MOST, GOOD_FIRST * 2 ** Math.min(Math.max(flaps, 1) - 1, 10));
 }
+
+const isExpected = ({ expectedUntil }: Seen, now: number) => now < (expectedUntil ?? 0);
 
 /** The worst that is seen, and since when. A node that is behind but makes progress begins anew. */
 function faultOf(was: Verdict, seen: Seen, now: number): Verdict['fault'] {
@@ -158,7 +164,7 @@ export function shouldAsk(heardAt: number | null, askedAt: number, now: number):
 
 /** Whether nothing comes from a node, though it is too early to say that it is down. */
 export function isQuiet(seen: Seen, { now, hearingSince }: { now: number; hearingSince: number }): boolean {
-  return now - Math.max(seen.heardAt ?? 0, hearingSince) >= QUIET_MS;
+  return !isExpected(seen, now) && now - Math.max(seen.heardAt ?? 0, hearingSince) >= QUIET_MS;
 }
 
 /**
