@@ -42,7 +42,10 @@ let reports: Reports;
 
 beforeAll(async () => {
   db = await openDatabase(place.url, createLogger('silent'), { max: 12 });
-  reports = new Reports(db, systemClock, 'model', (error) => expect.fail(String(error)));
+  reports = new Reports(db, systemClock, 'model', {
+    written: () => undefined,
+    failed: (error) => expect.fail(String(error)),
+  });
   await db.sql`insert into regions (id, name, country, latitude, longitude) values ('fra', 'Frankfurt', 'DE', 50, 8)`;
 });
 afterAll(async () => {

@@ -81,14 +81,19 @@ export class Fleet {
   #obey: BusHandlers['onCommand'] = async () => {
     this.metrics.refused.inc({ reason: 'command' });
   };
+  /** Null: too much was missed to tell. */
+  #reported: Set<NodeId> | null = null;
 
   constructor(deps: FleetDeps) {
     this.#deps = deps;
     this.roster = new Roster(deps.db, deps.clock);
     this.metrics = createFleetMetrics(deps.metrics.registry, () => this.#publishers.values());
-    this.#reports = new Reports(deps.db, deps.clock, this.#instance, (err) => {
-      this.#deps.metrics.survived.inc({ where: 'reports' });
-      deps.log.warn({ err }, 'reports of nodes were not written; the next ones will be');
+    this.#reports = new Reports(deps.db, deps.clock, this.#instance, {
+      written: (nodes) => this.#note(nodes),
+      failed: (err) => {
+        this.#deps.metrics.survived.inc({ where: 'reports' });
+        deps.log.warn({ err }, 'reports of nodes were not written; the next ones will be');
+      },
     });
   }
 
@@ -106,7 +111,10 @@ export class Fleet {
       await db.listen(
         ROSTER_CHANNEL,
         (text) => this.#background(this.#onNotice(text), 'roster notice'),
-        () => this.#background(this.refresh(), 'listen'),
+        () => {
+          this.#reported = null;
+          this.#background(this.refresh(), 'listen');
+        },
       ),
     );
     await this.refresh();
@@ -205,6 +213,17 @@ export class Fleet {
     if (!publisher) return { generation: 0, applied: 0, lineage: 0, connected: false };
     const { head, acked, connected } = publisher;
     return { generation: head.generation, applied: acked.generation, lineage: head.lineage, connected };
+  }
+
+  /** Nodes of which the database has something new since this was last called; null where it may be any. */
+  takeReported(): readonly NodeId[] | null {
+    const taken = this.#reported;
+    this.#reported = new Set();
+    return taken && [...taken];
+  }
+
+  #note(nodes: readonly NodeId[]): void {
+    for (const node of nodes) this.#reported?.add(node);
   }
 
   /** Whether nodes can be heard at the moment. */
@@ -380,6 +399,7 @@ export class Fleet {
   #onReports(text: string): void {
     const notice = JSON.parse(text) as ReportNotice;
     if (notice.instance === this.#instance) return;
+    this.#note([...notice.seen, ...notice.left]);
     for (const node of notice.seen) this.roster.touch(node);
     for (const { node, lineage, generation } of notice.applied) {
       this.#publishers.get(node)?.learn({ lineage, generation });

@@ -34,7 +34,15 @@ export interface ReportNotice {
   readonly instance: string;
   /** Nodes that gave a sign of life. */
   readonly seen: readonly NodeId[];
+  /** Those that did not: their last will came. */
+  readonly left: readonly NodeId[];
   readonly applied: readonly ReportRow[];
+}
+
+interface ReportEvents {
+  /** What these nodes said is in the database now. */
+  written(nodes: readonly NodeId[]): void;
+  failed(error: unknown): void;
 }
 
 export const REPORTS_CHANNEL = 'kf_reports';
@@ -46,16 +54,16 @@ export class Reports {
   readonly #db: Database;
   readonly #clock: Clock;
   readonly #instance: string;
-  readonly #onFailed: (error: unknown) => void;
+  readonly #on: ReportEvents;
   #pending = new Map<NodeId, Pending>();
   #cancel: (() => void) | null = null;
   #flushing: Promise<void> = Promise.resolve();
 
-  constructor(db: Database, clock: Clock, instance: string, onFailed: (error: unknown) => void) {
+  constructor(db: Database, clock: Clock, instance: string, on: ReportEvents) {
     this.#db = db;
     this.#clock = clock;
     this.#instance = instance;
-    this.#onFailed = onFailed;
+    this.#on = on;
   }
 
   /** A sign of life. */
@@ -73,7 +81,7 @@ export class Reports {
     this.#pending.set(node, pending);
     this.#cancel ??= this.#clock.after(FLUSH_MS, () => {
       this.#cancel = null;
-      this.#flushing = this.#flushing.then(() => this.flush().catch(this.#onFailed));
+      this.#flushing = this.#flushing.then(() => this.flush().catch(this.#on.failed));
     });
   }
 
@@ -114,19 +122,21 @@ export class Reports {
         ...this.#notices(rows).map((text) => sql`select pg_notify(${REPORTS_CHANNEL}, ${text})`),
       ]);
     });
+    this.#on.written(rows.map(({ node }) => node));
   }
 
   /** Who spoke, and what was applied. NOTIFY carries at most 8000 bytes, so there may be several. */
   #notices(rows: readonly (Report & { node: NodeId; at: string | null })[]): string[] {
-    const spoke = rows.filter(({ at }) => at !== null);
-    const cuts = Array.from({ length: Math.ceil(spoke.length / PER_NOTICE) }, (_, at) =>
-      spoke.slice(at * PER_NOTICE, (at + 1) * PER_NOTICE),
+    const cuts = Array.from({ length: Math.ceil(rows.length / PER_NOTICE) }, (_, at) =>
+      rows.slice(at * PER_NOTICE, (at + 1) * PER_NOTICE),
     );
     return cuts.map((cut) => {
+      const seen = cut.filter(({ at }) => at !== null).map(({ node }) => node);
+      const left = cut.filter(({ at }) => at === null).map(({ node }) => node);
       const applied = cut
         .filter((row) => row.appliedLineage !== undefined)
         .map((row) => ({ node: row.node, lineage: row.appliedLineage, generation: row.appliedGeneration }));
-      return JSON.stringify({ instance: this.#instance, seen: cut.map(({ node }) => node), applied });
+      return JSON.stringify({ instance: this.#instance, seen, left, applied });
     });
   }
 

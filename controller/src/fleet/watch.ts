@@ -25,6 +25,7 @@ import {
   recall,
   type Seen,
   shouldAsk,
+  UNWATCHED_MS,
   type Verdict,
 } from './health.ts';
 
@@ -37,6 +38,7 @@ export interface WatchDeps {
   readonly fleet: Fleet;
 }
 
+/** What the database has of a node. */
 interface Row {
   readonly node: NodeId;
   readonly state: HealthState | null;
@@ -64,15 +66,20 @@ interface Judged {
 
 /** How often the same alarm is logged, in ms. */
 const ALARM_MS = 60_000;
+/** How often everything is read, whatever was said to have changed, in ms. */
+const READ_ALL_MS = 60_000;
 
 export class Watch {
   readonly #deps: WatchDeps;
+  /** As last read; read again for each node that something new is known of. */
+  #rows = new Map<NodeId, Row>();
   readonly #verdicts = new Map<NodeId, Verdict>();
   readonly #asked = new Map<NodeId, number>();
   readonly #gauge: Gauge<'state'>;
   readonly #implausible: Gauge;
   #hearingSince = 0;
   #lastLook = 0;
+  #lastRead = 0;
   #lastDoubt = 0;
 
   constructor(deps: WatchDeps) {
@@ -106,8 +113,8 @@ export class Watch {
 
   /** Judges every node once. */
   async look(): Promise<void> {
-    const { db, clock, fleet } = this.#deps;
-    const rows = await readRows(db.sql);
+    const { clock, fleet } = this.#deps;
+    await this.#read();
     const now = clock.now();
     this.#hearingSince = hearingSince(this.#hearingSince, {
       now,
@@ -116,7 +123,7 @@ export class Watch {
     });
     this.#lastLook = now;
     const judged = this.#doubt(
-      rows.map((row) => this.#judge(row, now)),
+      [...this.#rows.values()].filter(serves(fleet)).map((row) => this.#judge(row, now)),
       now,
     );
     for (const { node, verdict } of judged) this.#verdicts.set(node, verdict);
@@ -127,6 +134,22 @@ export class Watch {
       ({ was, verdict }) => verdict.state !== was.state || verdict.reason !== was.reason,
     );
     if (changed.length > 0) await this.#write(changed);
+  }
+
+  /** What changed since the last look; everything where that cannot be told, or others may have judged meanwhile. */
+  async #read(): Promise<void> {
+    const { db, clock, fleet } = this.#deps;
+    const now = clock.now();
+    const changed = fleet.takeReported();
+    const all = changed === null || now - this.#lastLook > UNWATCHED_MS || now - this.#lastRead > READ_ALL_MS;
+    if (!all && changed.length === 0) return;
+    const lastRead = all ? now : this.#lastRead;
+    // should it fail, what had changed is not known any more
+    this.#lastRead = 0;
+    const rows = await readRows(db.sql, all ? null : changed);
+    this.#lastRead = lastRead;
+    if (all) this.#rows = new Map();
+    for (const row of rows) this.#rows.set(row.node, row);
   }
 
   #judge(row: Row, now: number): Judged {
@@ -185,6 +208,10 @@ export class Watch {
         })),
       );
     });
+    for (const { since, ...row } of rows) {
+      const known = this.#rows.get(row.node);
+      if (known) this.#rows.set(row.node, { ...known, ...row, since });
+    }
     for (const { node, verdict } of passed) {
       const line = { node, reason: `${verdict.state}: ${verdict.reason}` };
       if (verdict.state === 'ok') log.info(line, 'a node is well again');
@@ -203,8 +230,14 @@ function upToDate(row: Row, state: HealthState, remembered: Verdict | undefined)
   return recall({ state, reason: row.reason, since, flaps: row.flaps });
 }
 
-/** One read of all that is known of the nodes that were ever heard of. */
-function readRows(sql: Sql): Promise<Row[]> {
+/** Whether a node is one to be judged: since it was read it may have been retired. */
+const serves =
+  ({ roster }: Fleet) =>
+  ({ node }: Row) =>
+    roster.has(node) && !['joining', 'retired'].includes(roster.node(node).state);
+
+/** One read of what is known of the nodes that were ever heard of: all, or these. */
+function readRows(sql: Sql, only: readonly NodeId[] | null): Promise<Row[]> {
   return sql<Row[]>`
     select n.id as node, h.state, h.reason, h.since, h.flaps, r.last_seen_at as "seenAt",
            r.left_at is not null as left, n.lineage || ' ' || n.generation as head, n.digest::text as digest,
@@ -213,6 +246,7 @@ function readRows(sql: Sql): Promise<Row[]> {
            r.health ->> 'digest' as "beatDigest", r.health ->> 'rules' as rules, r.health ->> 'dns' as dns
     from nodes n join node_reports r on r.node_id = n.id left join node_health h on h.node_id = n.id
     where n.state not in ('joining', 'retired') and r.last_seen_at is not null
+      ${only ? sql`and n.id = any(${only as readonly string[] as string[]}::text[])` : sql``}
     order by n.id`;
 }
 
