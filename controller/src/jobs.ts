@@ -46,10 +46,18 @@ export interface JobDeps {
     resumeLeft(): Promise<number>;
     forgetSuspended(): Promise<number>;
     evacuate(): Promise<boolean>;
+    mend(): Promise<boolean>;
   };
   readonly fleet: { sweep(): Promise<number>; refresh(): Promise<void> };
   readonly watch: { ask(): Promise<void>; look(): Promise<void> };
   readonly finishDrains: () => Promise<number>;
+  readonly machines: {
+    sample(): Promise<void>;
+    decide(): Promise<void>;
+    step(): Promise<void>;
+    nextStep(): Promise<number | null>;
+    sweep(): Promise<void>;
+  };
   /** Of operators. */
   readonly forgetCommands: () => Promise<number>;
 }
@@ -78,9 +86,20 @@ export function jobTable(at: JobDeps): Job[] {
     { name: 'fleet.ask', everyMs: 1_000, on: 'each', run: () => at.watch.ask() },
     { name: 'fleet.look', everyMs: 1_000, on: 'fleet', run: () => at.watch.look() },
     untilDone('peers.evacuate', () => at.peers.evacuate()),
+    untilDone('peers.mend', () => at.peers.mend()),
     { name: 'fleet.finish_drains', everyMs: 1_000, on: 'fleet', run: () => at.finishDrains() },
     { name: 'peers.release_left', everyMs: 5_000, on: 'fleet', run: () => at.peers.releaseLeft() },
     { name: 'peers.forget_keys', everyMs: 60 * MINUTE, on: 'fleet', run: () => at.peers.forgetKeys() },
+    { name: 'machines.sample', everyMs: 5 * MINUTE, on: 'fleet', run: () => at.machines.sample() },
+    { name: 'machines.decide', everyMs: 15_000, on: 'fleet', run: () => at.machines.decide() },
+    {
+      name: 'machines.step',
+      everyMs: 5_000,
+      on: 'fleet',
+      run: () => at.machines.step(),
+      next: () => at.machines.nextStep(),
+    },
+    { name: 'machines.sweep', everyMs: 10 * MINUTE, on: 'fleet', run: () => at.machines.sweep() },
     { name: 'fleet.sweep', everyMs: MINUTE, on: 'fleet', run: () => at.fleet.sweep() },
     { name: 'peers.resume_left', everyMs: 5_000, on: 'fleet', run: () => at.peers.resumeLeft() },
     {

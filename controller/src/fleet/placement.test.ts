@@ -238,6 +238,76 @@ describe('another place for a peer', () => {
   });
 });
 
+describe('a better place for a peer in no need', () => {
+  const improve = (nodes: readonly Candidate[], present: string[], exits: number) =>
+    new Placement(nodes).improve({
+      region: 'fra' as RegionId,
+      present: present as NodeId[],
+      exits,
+      now: NOW,
+    });
+
+  it('is in its own region again, and as many standbys as it should have', () => {
+    const [fra, ams, nyc] = [node('fra-1'), node('ams-1'), node('nyc-1')];
+    expect(improve([fra, ams, nyc], ['ams-1', 'nyc-1'], 2)).toEqual([
+      { node: 'fra-1', reason: 'home' },
+      { node: 'ams-1', reason: 'kept' },
+    ]);
+    expect(improve([fra, ams, nyc], ['ams-1', 'fra-1'], 2)).toEqual([
+      { node: 'fra-1', reason: 'home' },
+      { node: 'ams-1', reason: 'kept' },
+    ]);
+    expect(improve([fra, ams, nyc], ['fra-1'], 3)).toEqual([
+      { node: 'fra-1', reason: 'kept' },
+      { node: 'ams-1', reason: 'nearest' },
+      { node: 'nyc-1', reason: 'nearest' },
+    ]);
+    expect(improve([fra, ams, nyc], ['fra-1', 'nyc-1'], 2)).toBeNull();
+    expect(improve([node('fra-1', { peerCount: 95 }), ams], ['ams-1'], 1)).toBeNull();
+    expect(improve([node('fra-1', { health: 'suspect' }), ams], ['ams-1'], 2)).toBeNull();
+    expect(improve([fra, node('ams-1', { health: 'down' })], ['ams-1'], 1)).toBeNull();
+  });
+
+  it('once found leaves nothing to be found; nothing that is well is given up but for a way home', () => {
+    const candidate = fc.record({
+      city: fc.constantFrom<City>('fra', 'ams', 'nyc', 'sgp'),
+      peerCount: fc.integer({ min: 0, max: 110 }),
+      health: fc.constantFrom<Candidate['health']>('ok', 'ok', 'suspect', 'down'),
+      state: fc.constantFrom<Candidate['state']>('active', 'active', 'cordoned', 'draining'),
+    });
+    fc.assert(
+      fc.property(
+        fc.array(candidate, { minLength: 1, maxLength: 12 }),
+        fc.array(fc.nat(), { minLength: 1, maxLength: 4 }),
+        fc.integer({ min: 1, max: 4 }),
+        (list, picks, exits) => {
+          const nodes = list.map(({ city, ...rest }, index) => node(`${city}-${index}`, rest));
+          const present = [...new Set(picks.map((pick) => nodes[pick % nodes.length]?.id ?? ''))];
+          const found = improve(nodes, present, exits);
+          if (found === null) return;
+          const ids = found.map((choice) => choice.node as string);
+          const added = nodes.filter(({ id }) => ids.includes(id) && !present.includes(id));
+          for (const one of added) expect(isAvailable(one, NOW) && one.health === 'ok').toBe(true);
+          if (ids[0] !== present[0]) {
+            expect(ids[0]?.startsWith('fra')).toBe(true);
+            expect(present[0]?.startsWith('fra')).toBe(false);
+            expect(ids.length).toBeGreaterThanOrEqual(Math.min(present.length, exits));
+          } else {
+            expect(ids.slice(0, present.length)).toEqual(present);
+            expect(ids.length).toBeGreaterThan(present.length);
+          }
+          expect(ids.length).toBeLessThanOrEqual(exits);
+          const grown = nodes.map((one) =>
+            added.includes(one) ? { ...one, peerCount: one.peerCount + 1 } : one,
+          );
+          expect(improve(grown, ids, exits)).toBeNull();
+        },
+      ),
+      { numRuns: 500 },
+    );
+  });
+});
+
 describe('among many nodes', () => {
   const REGIONS = 12;
   const candidate = fc.record({

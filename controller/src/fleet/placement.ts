@@ -22,6 +22,8 @@ export type PlacementReason =
   | 'kept'
   /** It had the peer as a standby, and the primary goes. */
   | 'promoted'
+  /** In the peer's own region, which has room again. */
+  | 'home'
   /** Nothing better than a node whose health is in doubt. */
   | 'last_resort';
 
@@ -47,6 +49,15 @@ export interface Displaced {
   readonly now: number;
 }
 
+export interface Settled {
+  readonly region: RegionId;
+  /** Where the peer is, in the order its device tries them. */
+  readonly present: readonly NodeId[];
+  /** Exits it should have, if there are as many. */
+  readonly exits: number;
+  readonly now: number;
+}
+
 interface Picked {
   readonly node: Candidate;
   readonly reason: PlacementReason;
@@ -55,6 +66,10 @@ interface Picked {
 /** Nodes in doubt come last of all. */
 const doubt = (node: Candidate) => (node.health === 'suspect' ? 1 : 0);
 const chosen = (node: Candidate, reason: PlacementReason) => (doubt(node) ? 'last_resort' : reason);
+
+/** Whether a node may keep the peers that it has. */
+const stays = (node: Candidate | undefined): node is Candidate =>
+  node !== undefined && node.health !== 'down' && (node.state === 'active' || node.state === 'cordoned');
 
 /** A node that is being compared, and what counts, the first thing first; the id settles what is left. */
 interface Rated {
@@ -137,8 +152,6 @@ export class Placement {
    */
   replace(wish: Displaced): Choice[] {
     const { present, now } = wish;
-    const stays = (node: Candidate | undefined): node is Candidate =>
-      node !== undefined && node.health !== 'down' && (node.state === 'active' || node.state === 'cordoned');
     const kept = present.map((id) => this.#nodes.get(id)).filter(stays);
     const was = kept.find((node) => node.id === present[0]);
     // sure ones first, otherwise in the order that the device knows
@@ -160,6 +173,26 @@ export class Placement {
     ];
     for (const node of rest) choices.push({ node, reason: 'kept' });
     return this.#addStandbys(choices, present, wish.exits, now);
+  }
+
+  /**
+   * What would be better for a peer that nothing forces to move: a primary in its own region, where misfortune has led
+   * it abroad, and as many exits as it should have. Only what is beyond doubt is better than what a peer has.
+   * @returns null where there is nothing to gain, and where an exit of it goes: that is for `replace`
+   */
+  improve({ region, present, exits, now }: Settled): Choice[] | null {
+    const kept = present.map((id) => this.#nodes.get(id)).filter(stays);
+    const [first] = kept;
+    if (!first || kept.length < present.length) return null;
+    const fit = (node: Candidate | undefined) =>
+      node?.region === region && node.state === 'active' && !doubt(node) && loadOf(node) <= FULL;
+    const newcomer = () => [this.#bestOfRegion(region, present, now)].find(fit);
+    const home = first.region === region ? undefined : (kept.find(fit) ?? newcomer());
+    const rest = kept.filter((node) => node !== home).map((node) => ({ node, reason: 'kept' as const }));
+    const picked = home ? [{ node: home, reason: 'home' as const }, ...rest] : rest;
+    const choices = this.#addStandbys(picked.slice(0, Math.max(1, exits)), present, exits, now);
+    const sure = choices.filter(({ reason }) => reason !== 'last_resort');
+    return home || sure.length > present.length ? sure : null;
   }
 
   #bestOfRegion(region: RegionId, except: readonly NodeId[], now: number): Candidate | undefined {

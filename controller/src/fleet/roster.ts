@@ -10,7 +10,7 @@ import type { Heartbeat } from '@katafract/shared/uplink';
 import type { Database } from '../platform/db.ts';
 import type { HealthState } from './health.ts';
 import { nodeUnknown } from './log.ts';
-import { type Choice, type Displaced, Placement } from './placement.ts';
+import { type Choice, type Displaced, Placement, type Settled } from './placement.ts';
 import { type Candidate, isAvailable } from './rules.ts';
 import type { NodeState } from './tables.ts';
 
@@ -207,6 +207,22 @@ export class Roster {
       (wish) => this.#placement.replace({ ...wish, now }),
       (found, { present }) => found.map(({ node }) => node).filter((node) => !present.includes(node)),
     );
+  }
+
+  /** What would be better for several peers that are in no need, each choice counting for the next. @see Placement.improve */
+  improve(settled: readonly Omit<Settled, 'now'>[]): (Choice[] | null)[] {
+    const now = this.#clock.now();
+    return this.#each(
+      settled,
+      (wish) => this.#placement.improve({ ...wish, now }),
+      (found, { present }) => (found ?? []).map(({ node }) => node).filter((node) => !present.includes(node)),
+    );
+  }
+
+  /** Nodes that take peers. */
+  available(): NodeId[] {
+    const now = this.#clock.now();
+    return [...this.#nodes.values()].filter((node) => isAvailable(node, now)).map(({ id }) => id);
   }
 
   /**

@@ -16,6 +16,7 @@ import { type AfterCommit, type Database, type Tx, uniqueViolation } from '../pl
 import { initPool, reclaimIndex, restIndexes } from './addresses.ts';
 import { Batcher } from './batch.ts';
 import { Evacuation } from './evacuate.ts';
+import { Mending } from './mend.ts';
 import { type Committed, type Provisioned, provisionBatch } from './provision.ts';
 import { releaseLeft } from './release.ts';
 import { places, removeRow, setRow } from './rows.ts';
@@ -59,11 +60,13 @@ export class Peers {
   readonly #deps: PeersDeps;
   readonly #provision: Batcher<ProvisionWish, Provisioned>;
   readonly #evacuation: Evacuation;
+  readonly #mending: Mending;
 
   constructor(deps: PeersDeps) {
     this.#deps = deps;
     const provisionDeps = { ...deps, now: () => deps.clock.now() };
     this.#evacuation = new Evacuation(provisionDeps);
+    this.#mending = new Mending(provisionDeps);
     this.#provision = new Batcher((wishes) => provisionBatch(provisionDeps, wishes), BATCH, deps.clock);
   }
 
@@ -247,6 +250,11 @@ export class Peers {
     const { more, moved } = await this.#evacuation.pass();
     // what is ready to let go need not wait for the timer
     return more || moved > 0;
+  }
+
+  /** Gives peers back what they lost when nobody could replace it. @returns whether there is more to do at once */
+  mend(): Promise<boolean> {
+    return this.#mending.pass();
   }
 
   /**
