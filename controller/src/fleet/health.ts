@@ -105,7 +105,7 @@ export function judge(
   const quietSince = Math.max(seen.heardAt ?? 0, hearingSince);
   const expected = isExpected(seen, now);
   const silence = expected ? 0 : now - quietSince;
-  const fault = faultOf(was, expected ? { ...seen, left: false } : seen, now);
+  const fault = faultOf(was, expected ? { ...seen, left: false, behind: false } : seen, now);
   const ripeAt = fault ? fault.since + PATIENCE[fault.kind] : Number.POSITIVE_INFINITY;
   const fresh = seen.beat !== null && seen.beat !== was.beat && (was.beat !== null || was.state === 'ok');
   const good = fault || silence >= SUSPECT_MS ? 0 : was.good + (fresh ? 1 : 0);

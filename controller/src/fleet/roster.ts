@@ -27,6 +27,8 @@ export interface RosterNode extends Candidate {
   readonly bandwidthMbit: number | null;
   readonly endpoint: Endpoint;
   readonly publicKey: PublicKey;
+  /** It updates or reboots, and may be silent until then, in milliseconds since the epoch; null where it does not. */
+  readonly maintenanceUntil: number | null;
 }
 
 /** What a heartbeat tells of how busy a node is. */
@@ -49,6 +51,7 @@ interface NodeRow {
   capacity: number;
   bandwidthMbit: number | null;
   peerCount: number;
+  maintenanceUntil: string | null;
   lastSeen: string | null;
 }
 
@@ -78,7 +81,7 @@ export class Roster {
       sql<NodeRow[]>`
         select n.id, n.region_id as region, n.state, coalesce(h.state, 'ok') as health, n.provider, n.endpoint,
                n.public_key as "publicKey", n.capacity, n.bandwidth_mbit as "bandwidthMbit",
-               n.peer_count as "peerCount", r.last_seen_at as "lastSeen"
+               n.peer_count as "peerCount", n.maintenance_until as "maintenanceUntil", r.last_seen_at as "lastSeen"
         from nodes n left join node_reports r on r.node_id = n.id left join node_health h on h.node_id = n.id
         ${only ? sql`where n.id = any(${only as readonly string[] as string[]}::text[])` : sql``}
         order by n.id`,
@@ -95,13 +98,16 @@ export class Roster {
     }
   }
 
-  #live({ lastSeen: reported, ...row }: NodeRow): Live {
+  #live({ lastSeen: reported, maintenanceUntil: until, ...row }: NodeRow): Live {
     const region = this.#regions.get(row.region);
     const place = { latitude: region?.latitude ?? 0, longitude: region?.longitude ?? 0 };
     const seen = reported === null ? null : Date.parse(reported);
     const heard = this.#heard.get(row.id);
     const lastSeen = heard === undefined || seen === null ? (heard ?? seen) : Math.max(heard, seen);
-    return { ...row, place, lastSeen, ...this.#load(row) };
+    const maintenanceUntil = until === null ? null : Date.parse(until);
+    // to placement a node that is about to be silent is one in doubt: only where nothing else is to be had
+    const health = row.health === 'ok' && until !== null ? 'suspect' : row.health;
+    return { ...row, health, place, lastSeen, maintenanceUntil, ...this.#load(row) };
   }
 
   /** A sign of life. */

@@ -155,7 +155,9 @@ export class Watch {
   #judge(row: Row, now: number): Judged {
     const remembered = this.#verdicts.get(row.node);
     const was = row.state === null ? (remembered ?? newcomer(now)) : upToDate(row, row.state, remembered);
-    const seen = seenOf(row, this.#deps.fleet.roster.heard(row.node));
+    const { roster } = this.#deps.fleet;
+    const expectedUntil = roster.has(row.node) ? roster.node(row.node).maintenanceUntil : null;
+    const seen = { ...seenOf(row, roster.heard(row.node)), expectedUntil };
     const at = { now, hearingSince: this.#hearingSince };
     return { node: row.node, was, quiet: isQuiet(seen, at), verdict: judge(was, seen, at) };
   }
