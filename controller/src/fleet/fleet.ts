@@ -89,7 +89,10 @@ export class Fleet {
     this.roster = new Roster(deps.db, deps.clock);
     this.metrics = createFleetMetrics(deps.metrics.registry, () => this.#publishers.values());
     this.#reports = new Reports(deps.db, deps.clock, this.#instance, {
-      written: (nodes) => this.#note(nodes),
+      written: (nodes) => {
+        this.metrics.reportRows.observe(nodes.length);
+        this.#note(nodes);
+      },
       failed: (err) => {
         this.#deps.metrics.survived.inc({ where: 'reports' });
         deps.log.warn({ err }, 'reports of nodes were not written; the next ones will be');
@@ -353,6 +356,7 @@ export class Fleet {
     try {
       const json: unknown = JSON.parse(payload.toString('utf8'));
       this.#dispatch(publisher, leaf, json);
+      this.metrics.heard.inc({ leaf });
     } catch (error) {
       this.metrics.refused.inc({ reason: 'malformed' });
       // not the error itself: the parser's quotes the message, and nobody knows what is in that

@@ -1,9 +1,13 @@
 /** What the fleet counts. Aggregates of the control plane's own work; nothing here is about a client. */
-import { Counter, Gauge, type Registry } from 'prom-client';
+import { Counter, Gauge, Histogram, type Registry } from 'prom-client';
 import type { NodePublisher } from './publisher.ts';
 
 export interface FleetMetrics {
   readonly refused: Counter<'reason'>;
+  /** What was heard of nodes and understood. */
+  readonly heard: Counter<'leaf'>;
+  /** Nodes in one write of what they said. */
+  readonly reportRows: Histogram;
   readonly messages: Counter<'kind'>;
   readonly bytes: Counter<'kind'>;
   readonly retransmissions: Counter;
@@ -47,6 +51,18 @@ export function createFleetMetrics(
       name: 'katafract_broker_refused_total',
       help: 'Messages and connections refused, by reason',
       labelNames: ['reason'],
+      registers,
+    }),
+    heard: new Counter({
+      name: 'katafract_node_messages_total',
+      help: 'Messages of nodes, by kind',
+      labelNames: ['leaf'],
+      registers,
+    }),
+    reportRows: new Histogram({
+      name: 'katafract_report_rows',
+      help: 'Nodes whose reports went to the database in one statement',
+      buckets: [1, 4, 16, 64, 256, 1024, 4096],
       registers,
     }),
     messages: new Counter({
