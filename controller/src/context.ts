@@ -17,7 +17,16 @@ import {
   Fleet,
   identityOf,
 } from './fleet/fleet.ts';
-import { createDrainMetrics, finishDrains, Watch } from './fleet/jobs.ts';
+import {
+  createDrainMetrics,
+  finishDrains,
+  labProvider,
+  Machines,
+  manualProvider,
+  type Provider,
+  userDataFor,
+  Watch,
+} from './fleet/jobs.ts';
 import { BILLING_ENDS, createJobs, JOBS_LEASE, type Jobs, jobTable } from './jobs.ts';
 import { forgetCommands } from './operators/jobs.ts';
 import {
@@ -61,6 +70,7 @@ export interface Context {
   readonly peers: Peers;
   readonly sigils: Sigils;
   readonly billing: Billing;
+  readonly machines: Machines;
   readonly jobs: Jobs;
   /** Keys the hashes of client addresses in the store. */
   readonly limitSecret: Uint8Array;
@@ -173,6 +183,20 @@ async function build(
   const lease = createLease(db, JOBS_LEASE);
   const watch = new Watch({ db, clock, log, registry: metrics.registry, audit, fleet });
   createDrainMetrics(metrics.registry, { db, now, failed: survive('drain metrics') });
+  const machines = new Machines({
+    db,
+    clock,
+    log,
+    metrics,
+    audit,
+    keyring,
+    fleet,
+    bus,
+    providers: providersOf(config),
+    limits: config.providers.growth,
+    seedSecret: masterKey,
+    userData: await userDataFor(config.providers, config.publicUrl),
+  });
   const table = jobTable({
     db,
     sigils,
@@ -180,12 +204,14 @@ async function build(
     fleet,
     billing,
     watch,
+    machines,
     finishDrains: () => finishDrains({ db, audit, fleet, now }),
     forgetCommands: () => forgetCommands(db, new Date(now())),
   });
   const jobs = createJobs(table, { clock, lease, log, metrics });
   onClose('billing', () => billing.stop());
   await billing.start(() => jobs.wake(BILLING_ENDS));
+  machines.start((name) => jobs.wake(name));
   onClose('jobs', () => jobs.stop());
   onClose('calls to stores', () => billing.halt());
   jobs.start();
@@ -214,6 +240,7 @@ async function build(
     peers,
     sigils,
     billing,
+    machines,
     jobs,
   };
   return { config, clock, log, metrics, ...domains, limitSecret: masterKey, state, readiness, close };
@@ -253,6 +280,11 @@ async function createBus({ mqtt }: Config, db: Database, clock: Clock): Promise<
       ? { tls: { cert: await readFile(tls.certFile, 'utf8'), key: await readSecretFile(tls.keyFile) } }
       : {}),
   });
+}
+
+/** Who has machines to give. */
+function providersOf({ providers: { lab } }: Config): Provider[] {
+  return [manualProvider(), ...(lab === null ? [] : [labProvider(lab)])];
 }
 
 /** What a node that enrolls, or an operator, is told of the broker. @param session where to show a token first */

@@ -105,7 +105,14 @@ export function createHttp(ctx: Context): Api {
   sigilRoutes(api, ctx);
   billingRoutes(api, { ...ctx, publicUrl: config.publicUrl, refused: limits.address });
   auditRoutes(api, ctx);
-  fleetRoutes(api, { ...ctx.enrollment, requireSigil, requireOperator, bus: ctx.bus });
+  fleetRoutes(api, {
+    ...ctx.enrollment,
+    requireSigil,
+    requireOperator,
+    bus: ctx.bus,
+    machines: ctx.machines,
+    wakeJob: (name) => ctx.jobs.wake(name),
+  });
   operatorRoutes(api, { ...ctx.operatorKeys, requireOperator });
   peerRoutes(api, { ...ctx, requireSigil, requireOperator });
   machineRoutes(api, ctx);

@@ -1,3 +1,8 @@
 /** What the fleet does by itself, for the table of jobs and for those who move the peers. */
 export { createDrainMetrics, type Emptying, finishDrains, nodesToEmpty } from './drains.ts';
+export { labProvider } from './machines/lab.ts';
+export { DECIDE, Machines, STEP } from './machines/machines.ts';
+export { manualProvider } from './machines/manual.ts';
+export type { Provider } from './machines/provider.ts';
+export { userDataFor } from './machines/user-data.ts';
 export { Watch } from './watch.ts';

@@ -38,26 +38,6 @@ export function regionList(fleet: Fleet): Region[] {
   }));
 }
 
-export async function putRegion(deps: OperationsDeps, region: RegionRow, operator: string): Promise<void> {
-  const { id, name, country, latitude, longitude } = region;
-  await deps.db.transaction(async (tx) => {
-    await tx.sql`
-      insert into regions (id, name, country, latitude, longitude)
-      values (${id}, ${name}, ${country}, ${latitude}, ${longitude})
-      on conflict (id) do update set name = excluded.name, country = excluded.country,
-        latitude = excluded.latitude, longitude = excluded.longitude`;
-    await deps.audit.record(tx, [
-      {
-        actor: `operator:${operator}`,
-        action: 'region.changed',
-        subject: `region:${id}`,
-        detail: { ...region },
-      },
-    ]);
-  });
-  await deps.fleet.changed();
-}
-
 export interface NodeView {
   id: NodeId;
   region: RegionRow['id'];

@@ -21,11 +21,12 @@ import { drainRoutes } from './drain-routes.ts';
 import { enroll, mintJoinToken } from './enrollment.ts';
 import type { EnrollmentDeps } from './fleet.ts';
 import { HEALTH_REASONS, HEALTH_STATES } from './health.ts';
+import { type MachineRoutesDeps, machineRoutes } from './machines/routes.ts';
 import * as operations from './operations.ts';
 import { listSigner } from './signed-list.ts';
 import { NODE_STATES } from './tables.ts';
 
-export interface FleetRoutesDeps extends EnrollmentDeps {
+export interface FleetRoutesDeps extends EnrollmentDeps, Pick<MachineRoutesDeps, 'machines' | 'wakeJob'> {
   readonly bus: Pick<Bus, 'evict'>;
   readonly requireSigil: MiddlewareHandler<AppEnv>;
   readonly requireOperator: MiddlewareHandler<AppEnv>;
@@ -34,13 +35,6 @@ export interface FleetRoutesDeps extends EnrollmentDeps {
 /** Control characters and lone surrogates: JSON may carry them, Postgres takes neither. */
 const UNPRINTABLE = /[\p{Cc}\p{Cs}]/u;
 const Printable = z.string().refine((text) => !UNPRINTABLE.test(text), 'must be printable text');
-const RegionInput = z.strictObject({
-  id: RegionId,
-  name: Printable.min(1).max(64),
-  country: z.string().regex(/^[A-Z]{2}$/, 'an ISO 3166-1 alpha-2 code'),
-  latitude: z.number().min(-90).max(90),
-  longitude: z.number().min(-180).max(180),
-});
 const NodeView = z.object({
   id: NodeId,
   region: RegionId,
@@ -142,20 +136,6 @@ function nodeRoutes(api: Api, deps: FleetRoutesDeps): void {
 function operatorRoutes(api: Api, deps: FleetRoutesDeps): void {
   const tags = ['Operators'];
   const middleware = [deps.requireOperator];
-  const addRegion = createRoute({
-    tags,
-    security: security.operator,
-    middleware,
-    method: 'post',
-    path: '/v1/admin/regions',
-    summary: 'Add a region, or change its name and place',
-    request: { body: jsonBody(RegionInput) },
-    responses: { 201: json(RegionInput, 'The region'), ...problems(400, 401, 413) },
-  });
-  api.openapi(addRegion, async (c) => {
-    await operations.putRegion(deps, c.req.valid('json'), operatorOf(c).name);
-    return c.json(c.req.valid('json'), 201);
-  });
   const mint = createRoute({
     tags,
     security: security.operator,
@@ -222,4 +202,5 @@ export function fleetRoutes(api: Api, deps: FleetRoutesDeps): void {
   nodeRoutes(api, deps);
   operatorRoutes(api, deps);
   drainRoutes(api, deps);
+  machineRoutes(api, deps);
 }

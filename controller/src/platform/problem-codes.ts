@@ -5,6 +5,7 @@
 export const PROBLEM_CODES: Readonly<Record<string, string>> = {
   addresses_exhausted: 'Every address of the pool is in use or resting; try again later',
   address_gone: 'The addresses of the removed peer belong to another one by now',
+  agent_source_missing: 'The controller does not know where a new machine gets the agent from',
   already_rolled_back: 'This audit entry was undone before',
   audit_entry_unknown: 'No such audit entry',
   bad_cursor: 'The cursor is not one of this list',

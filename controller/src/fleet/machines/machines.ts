@@ -244,8 +244,8 @@ export class Machines {
     return machine;
   }
 
-  list(open: boolean, limit: number): Promise<MachineRow[]> {
-    return store.listMachines(this.#deps.db.sql, open, limit);
+  list(listing: store.Listing): Promise<MachineRow[]> {
+    return store.listMachines(this.#deps.db.sql, listing);
   }
 
   /** Gives a machine back, its node drained first. One that is going or gone already changes nothing. */

@@ -47,11 +47,21 @@ export async function machineOf(sql: Sql, node: NodeId): Promise<MachineRow | nu
   return row ?? null;
 }
 
-/** Newest first. @param open only those that are not over */
-export function listMachines(sql: Sql, open: boolean, limit: number): Promise<MachineRow[]> {
+export interface Listing {
+  /** Only those that are not over. */
+  readonly open: boolean;
+  readonly limit: number;
+  /** The last one of the page before. */
+  readonly after?: { readonly at: string; readonly id: string } | undefined;
+}
+
+/** Newest first; one more than `limit` where there is another page. */
+export function listMachines(sql: Sql, { open, limit, after }: Listing): Promise<MachineRow[]> {
   return sql<MachineRow[]>`
-    select ${columns(sql)} from machines ${open ? sql`where ended_at is null` : sql``}
-    order by wanted_at desc, id desc limit ${limit}`;
+    select ${columns(sql)} from machines where true
+      ${open ? sql`and ended_at is null` : sql``}
+      ${after ? sql`and (wanted_at, id) < (${after.at}, ${after.id})` : sql``}
+    order by wanted_at desc, id desc limit ${limit + 1}`;
 }
 
 /** Those with something to do now. */
