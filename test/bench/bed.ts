@@ -41,7 +41,8 @@ export type FleetOptions = Required<Pick<LabOptions, 'regions' | 'exits' | 'onSt
   readonly controllerEnv?: NodeJS.ProcessEnv;
 };
 
-function profiling(folder: string | null): NodeJS.ProcessEnv {
+/** Environment of a program that is to be profiled. */
+export function profiling(folder: string | null): NodeJS.ProcessEnv {
   if (folder === null) return {};
   mkdirSync(folder, { recursive: true });
   const profiler = new URL('profiler.mjs', import.meta.url).href;

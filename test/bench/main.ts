@@ -7,7 +7,7 @@
  *   (b) the same, by peers already on the exit                          (e) snapshot of 50,000 peers to a cold node
  *   (c) acked provisions a second, against a bare insert                (f) memory and idle work
  *   (g) payment to Sigil, lapse to peer gone from the kernel            (h) verified requests, against unverified
- *   (i) death of an exit to its device on another
+ *   (i) death of an exit to its device on another                       (j) thousands of agents on one controller
  */
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -17,7 +17,8 @@ import { connect } from '../../controller/src/platform/db.ts';
 import { REGIONS } from '../lab/lab.ts';
 import { startPostgres, type TestPostgres } from '../postgres.ts';
 import { Shop } from '../stores/shop.ts';
-import { Fleet, type FleetOptions } from './bed.ts';
+import { measureAgents } from './agents.ts';
+import { Fleet, type FleetOptions, profiling } from './bed.ts';
 import { measureBilling } from './billing.ts';
 import { measureBytes } from './bytes.ts';
 import { measureFailover } from './failover.ts';
@@ -30,7 +31,7 @@ import { measureThroughput } from './throughput.ts';
 import { measureVerified } from './verified.ts';
 
 const FOLDER = fileURLToPath(new URL('../../.bench', import.meta.url));
-const USAGE = `npm run bench -- [--only a,b,c,d,e,f,g,h,i] [--quick] [--profile]
+const USAGE = `npm run bench -- [--only a,b,…] [--quick] [--profile]
 
   --only     some of the measures (see the top of test/bench/main.ts)
   --quick    fewer rounds: to see that it works, not to quote
@@ -38,7 +39,7 @@ const USAGE = `npm run bench -- [--only a,b,c,d,e,f,g,h,i] [--quick] [--profile]
 `;
 /** Those of one fleet with an exit for each size. */
 const SIZED = ['a', 'b', 'd', 'e', 'f'];
-const ALL = [...SIZED, 'c', 'g', 'h', 'i'];
+const ALL = [...SIZED, 'c', 'g', 'h', 'i', 'j'];
 /** An exit for each size, in a region of its own, so that a caller chooses the exit by the region. */
 const SIZES = [
   { exit: 'exit-0', region: 'r0', peers: 0 },
@@ -57,6 +58,7 @@ const FULL = {
   billing: 20,
   verified: { rounds: 5, requests: 8000 },
   deaths: 40,
+  agents: { counts: [1000, 5000], seconds: 60 },
 };
 const QUICK: typeof FULL = {
   provision: { rounds: 5, each: 10 },
@@ -68,6 +70,7 @@ const QUICK: typeof FULL = {
   billing: 3,
   verified: { rounds: 1, requests: 2000 },
   deaths: 4,
+  agents: { counts: [1000], seconds: 20 },
 };
 
 interface Options {
@@ -200,6 +203,10 @@ async function main(): Promise<void> {
     if (only.has('c')) await tenExits(run);
     if (only.has('g')) await paidFor(run);
     if (only.has('i')) await dyingExits(run);
+    if (only.has('j')) {
+      const profiles = profiling(profile ? join(FOLDER, 'profiles') : null);
+      await measureAgents(postgres, report, { ...options.how.agents, profiles });
+    }
     if (only.has('h')) await measureVerified(postgres, report, options.how.verified);
     console.log(`written to ${report.finish(FOLDER)}`);
   } finally {

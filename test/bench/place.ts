@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url';
 import type { Host } from '../lab/host.ts';
 import type { Answer, Question } from './messages.ts';
 import type { SshTarget } from './sshd.ts';
+import type { AgentOperations } from './work/agents.ts';
 import type { WorkerOperations } from './worker.ts';
 
 type Times = (argument: { count: number }) => Promise<number[]>;
@@ -55,7 +56,16 @@ export class Place<T extends Operations<T>> {
     return Place.#start<SpawnerOperations>(host, [process.execPath, path('work/spawner.mjs')]);
   }
 
-  static #start<T extends Operations<T>>(host: Host, program: readonly string[]): Promise<Place<T>> {
+  /** On the machine itself, outside of any lab. */
+  static agents(): Promise<Place<AgentOperations>> {
+    const machine = { name: 'the machine', enter: () => ['env'] };
+    return Place.#start<AgentOperations>(machine, [...NODE_TYPESCRIPT, path('agents-worker.ts')]);
+  }
+
+  static #start<T extends Operations<T>>(
+    host: Pick<Host, 'name' | 'enter'>,
+    program: readonly string[],
+  ): Promise<Place<T>> {
     const [command = '', ...args] = [...host.enter(), ...program];
     const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'inherit', 'ipc'], cwd: '/' });
     return new Promise((resolve, reject) => {

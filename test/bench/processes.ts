@@ -67,11 +67,18 @@ export async function processorTime(fleet: Fleet, sql: Sql): Promise<Record<Part
       if (pid !== daemon) add('commands of agents', at.children);
     }
   }
+  add('database', await databaseTicks(sql));
+  return spent;
+}
+
+/** Clock ticks of every process of the database's server that is alive. */
+export async function databaseTicks(sql: Sql): Promise<number> {
   const [backend] = await sql<{ pid: number }[]>`select pg_backend_pid() as pid`;
   const server = backend ? ticks(backend.pid).parent : 0;
+  let sum = 0;
   for (const name of readdirSync('/proc')) {
     const at = /^\d+$/.test(name) ? ticksIfThere(Number(name)) : null;
-    if (at && at.parent === server) add('database', at.own);
+    if (at && at.parent === server) sum += at.own;
   }
-  return spent;
+  return sum;
 }
