@@ -60,6 +60,11 @@ export class FakeExit {
     const endpoint = `192.0.2.${++made % 250}:51820`;
     const join = { node, region, capacity, endpoint };
     const { token } = await api.operate<{ token: string }>('POST', '/v1/admin/join-tokens', join);
+    return FakeExit.join(api, token);
+  }
+
+  /** Enrolls with a join token that somebody has. */
+  static async join(api: Api, token: string): Promise<FakeExit> {
     const pair = await generateKeyPair('EdDSA', { crv: 'Ed25519', extractable: true });
     const identity = publicJwk(await exportJWK(pair.publicKey));
     const enrolling = NodeId.parse('enrolling');

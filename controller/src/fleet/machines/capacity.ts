@@ -104,7 +104,9 @@ function decide(facts: RegionFacts, at: Forecast, limits: Limits, now: number): 
   const reason = need?.reason ?? `${dead?.node} is down for good`;
   const off = unableTo(facts, reason);
   if (off) return off;
-  const pausedUntil = cooldownEnd(facts, need?.why ?? 'minimum', limits);
+  const full = need && dead === undefined ? atMaximum(facts, need) : null;
+  if (full) return full;
+  const pausedUntil = cooldownEnd(facts, dead || !need ? 'minimum' : need.why, limits);
   if (pausedUntil > now) {
     const minutes = Math.ceil((pausedUntil - now) / MINUTE);
     if (facts.failures === 0)
@@ -113,17 +115,14 @@ function decide(facts: RegionFacts, at: Forecast, limits: Limits, now: number): 
     return { do: 'alert', code: 'machines_fail', reason: `${reason}; ${failed}` };
   }
   if (dead) return { do: 'replace', node: dead.node, reason: replaceReason(dead, now) };
-  return need === null ? { do: 'none', why: at.explained } : growOf(facts, need);
+  if (need === null) return { do: 'none', why: at.explained };
+  return { do: 'grow', ...need, count: Math.min(need.count, placesLeft(facts)) };
 }
 
 /** The exit that is longest down, of those that are not being replaced yet. */
 function toReplace({ exits }: RegionFacts, { replaceAfterMs }: Limits, now: number): ExitFacts | undefined {
   const gone = exits.filter(
-    (exit) =>
-      exit.health === 'down' &&
-      (serves(exit) || exit.state === 'draining') &&
-      !exit.replaced &&
-      now - exit.since >= replaceAfterMs,
+    (exit) => exit.health === 'down' && serves(exit) && !exit.replaced && now - exit.since >= replaceAfterMs,
   );
   return gone.sort((a, b) => a.since - b.since || (a.node < b.node ? -1 : 1))[0];
 }
@@ -135,10 +134,12 @@ const replaceReason = ({ node, since }: ExitFacts, now: number) =>
 function needOf(facts: RegionFacts, at: Forecast, limits: Limits, now: number): Need | null {
   const { exits, coming, growth } = facts;
   const down = exits.filter((exit) => exit.health === 'down' && serves(exit));
+  // a machine that takes another's place is one exit with it
+  const left = new Set(coming.map(({ replaces }) => replaces));
+  const more = coming.filter(({ replaces }) => replaces === null).length;
   // one that went down may be back before a machine is there; after that it is replaced, which is not growth
-  const awaited = down.filter((exit) => exit.replaced || now - exit.since < limits.replaceAfterMs).length;
-  const successors = exits.filter(({ replaced }) => replaced).length;
-  const there = at.exits + awaited + coming.length - Math.min(successors, coming.length);
+  const awaited = down.filter(({ node, since }) => left.has(node) || now - since < limits.replaceAfterMs);
+  const there = at.exits + awaited.length + more;
   const joining = exits.filter(({ state }) => state === 'joining').length;
   const least = Math.max(facts.minExits, growth === null ? 0 : 1);
   const missing = least - there - joining;
@@ -146,8 +147,7 @@ function needOf(facts: RegionFacts, at: Forecast, limits: Limits, now: number): 
     const reason = `minimum: ${facts.region} should have ${count(least, 'exit')} and has ${there}. ${at.explained}`;
     return { why: 'minimum', count: missing, reason };
   }
-  // what a successor brings is there instead of what its predecessor has
-  const leaving = coming.length === 0 ? 0 : sum(exits.filter(({ replaced }) => replaced).map(roomOf));
+  const leaving = sum(exits.filter(({ node }) => left.has(node)).map(roomOf));
   const room = at.room + at.comingRoom - leaving;
   if (at.expected <= THRESHOLDS.grow * room) return null;
   // nobody is asked for help where nothing was promised and nothing is carried
@@ -185,15 +185,14 @@ function cooldownEnd(facts: RegionFacts, why: Need['why'], { cooldownMs }: Limit
   return Math.max(afterFailure, afterWish);
 }
 
-function growOf(facts: RegionFacts, need: Need): Decision {
-  const { growth, exits, coming } = facts;
-  const successors = Math.min(exits.filter(({ replaced }) => replaced).length, coming.length);
-  const places = (growth?.maxExits ?? 0) - exits.length - coming.length + successors;
-  if (places <= 0) {
-    const reason = `${need.reason}; but it may have no more than ${count(growth?.maxExits ?? 0, 'exit')}`;
-    return { do: 'alert', code: 'at_maximum', reason };
-  }
-  return { do: 'grow', ...need, count: Math.min(need.count, places) };
+/** Exits that may be added; a machine that replaces one adds none. */
+const placesLeft = ({ growth, exits, coming }: RegionFacts): number =>
+  (growth?.maxExits ?? 0) - exits.length - coming.filter(({ replaces }) => replaces === null).length;
+
+function atMaximum(facts: RegionFacts, { reason }: Need): Decision | null {
+  if (placesLeft(facts) > 0) return null;
+  const most = count(facts.growth?.maxExits ?? 0, 'exit');
+  return { do: 'alert', code: 'at_maximum', reason: `${reason}; but it may have no more than ${most}` };
 }
 
 /** The machine with the least to do goes, where the rest has room for the busiest hour of the day and to spare. */

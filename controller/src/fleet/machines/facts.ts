@@ -147,7 +147,11 @@ function ofRegion(
     exits: exits
       .filter(({ node }) => !arriving.has(node))
       .map(({ region: _, since, ...exit }) => ({ ...exit, since: since === null ? 0 : Date.parse(since) })),
-    coming: coming.map(({ capacity, provider }) => ({ capacity, automatic: provider !== 'manual' })),
+    coming: coming.map(({ capacity, provider, replaces }) => ({
+      capacity,
+      automatic: provider !== 'manual',
+      replaces,
+    })),
     wantedAt: latest(machines.filter(({ bySystem }) => bySystem).map(({ wantedAt }) => wantedAt)),
     changedAt: latest(machines.flatMap(({ since, endedAt }) => [since, endedAt])),
     failures: failed.length,

@@ -68,7 +68,7 @@ export interface ExitFacts {
   readonly machine: string | null;
   /** It is being updated or rebooted. */
   readonly busy: boolean;
-  /** A machine that will take its place is on its way, or there already. */
+  /** A machine that takes its place is on its way, or there already. */
   readonly replaced: boolean;
 }
 
@@ -76,6 +76,8 @@ export interface ExitFacts {
 export interface ComingFacts {
   readonly capacity: number;
   readonly automatic: boolean;
+  /** The exit whose place it takes. */
+  readonly replaces: NodeId | null;
 }
 
 export interface RegionFacts {
