@@ -20,6 +20,8 @@ import {
 import {
   createDrainMetrics,
   finishDrains,
+  Reboots,
+  Rollouts,
   labProvider,
   Machines,
   manualProvider,
@@ -70,6 +72,8 @@ export interface Context {
   readonly peers: Peers;
   readonly sigils: Sigils;
   readonly billing: Billing;
+  readonly rollouts: Rollouts;
+  readonly reboots: Reboots;
   readonly machines: Machines;
   readonly jobs: Jobs;
   /** Keys the hashes of client addresses in the store. */
@@ -197,6 +201,9 @@ async function build(
     seedSecret: masterKey,
     userData: await userDataFor(config.providers, config.publicUrl),
   });
+  const upkeep = { db, clock, log, registry: metrics.registry, audit, fleet, seedSecret: masterKey };
+  const rollouts = new Rollouts(upkeep);
+  const reboots = new Reboots(upkeep);
   const table = jobTable({
     db,
     sigils,
@@ -205,6 +212,8 @@ async function build(
     billing,
     watch,
     machines,
+    rollouts,
+    reboots,
     finishDrains: () => finishDrains({ db, audit, fleet, now }),
     forgetCommands: () => forgetCommands(db, new Date(now())),
   });
@@ -240,6 +249,8 @@ async function build(
     peers,
     sigils,
     billing,
+    rollouts,
+    reboots,
     machines,
     jobs,
   };

@@ -111,6 +111,8 @@ export function createHttp(ctx: Context): Api {
     requireOperator,
     bus: ctx.bus,
     machines: ctx.machines,
+    rollouts: ctx.rollouts,
+    reboots: ctx.reboots,
     wakeJob: (name) => ctx.jobs.wake(name),
   });
   operatorRoutes(api, { ...ctx.operatorKeys, requireOperator });

@@ -51,6 +51,8 @@ export interface JobDeps {
   readonly fleet: { sweep(): Promise<number>; refresh(): Promise<void> };
   readonly watch: { ask(): Promise<void>; look(): Promise<void> };
   readonly finishDrains: () => Promise<number>;
+  readonly rollouts: { pass(): Promise<void>; next(): Promise<number | null> };
+  readonly reboots: { pass(): Promise<void>; next(): Promise<number | null>; tellWindows(): Promise<void> };
   readonly machines: {
     sample(): Promise<void>;
     decide(): Promise<void>;
@@ -88,6 +90,21 @@ export function jobTable(at: JobDeps): Job[] {
     untilDone('peers.evacuate', () => at.peers.evacuate()),
     untilDone('peers.mend', () => at.peers.mend()),
     { name: 'fleet.finish_drains', everyMs: 1_000, on: 'fleet', run: () => at.finishDrains() },
+    {
+      name: 'upkeep.rollout',
+      everyMs: 5_000,
+      on: 'fleet',
+      run: () => at.rollouts.pass(),
+      next: () => at.rollouts.next(),
+    },
+    {
+      name: 'upkeep.reboots',
+      everyMs: 15_000,
+      on: 'fleet',
+      run: () => at.reboots.pass(),
+      next: () => at.reboots.next(),
+    },
+    { name: 'upkeep.windows', everyMs: 10 * MINUTE, on: 'fleet', run: () => at.reboots.tellWindows() },
     { name: 'peers.release_left', everyMs: 5_000, on: 'fleet', run: () => at.peers.releaseLeft() },
     { name: 'peers.forget_keys', everyMs: 60 * MINUTE, on: 'fleet', run: () => at.peers.forgetKeys() },
     { name: 'machines.sample', everyMs: 5 * MINUTE, on: 'fleet', run: () => at.machines.sample() },

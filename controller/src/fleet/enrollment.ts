@@ -14,6 +14,7 @@ import { calculateJwkThumbprint, importJWK } from 'jose';
 import { type Sql, uniqueViolation } from '../platform/db.ts';
 import { type Asked, derive, keyExpired, onceOnly, uuidOf } from '../platform/once.ts';
 import type { EnrollmentDeps } from './fleet.ts';
+import { upkeepOfNew } from './upkeep/store.ts';
 
 export interface JoinTokenRequest {
   readonly region: RegionId;
@@ -110,7 +111,7 @@ export async function enroll(deps: EnrollmentDeps, request: EnrollRequest): Prom
   try {
     const node = await deps.db.transaction(async (tx) => {
       const token = await takeToken(tx.sql, request.token, thumbprint, new Date(deps.now()));
-      if (token.usedBy === null) await insertNode(tx.sql, request, token);
+      if (token.usedBy === null) await insertNode(tx.sql, request, token, deps.now());
       const subject = `node:${token.node}`;
       if (token.usedBy === null) {
         await deps.audit.record(tx, [
@@ -154,7 +155,7 @@ async function takeToken(sql: Sql, token: JoinToken, thumbprint: string, now: Da
   return row;
 }
 
-async function insertNode(sql: Sql, request: EnrollRequest, token: TokenRow): Promise<void> {
+async function insertNode(sql: Sql, request: EnrollRequest, token: TokenRow, now: number): Promise<void> {
   const endpoint = token.endpoint ?? request.endpoint;
   if (!endpoint) {
     throw new KatafractError(
@@ -166,10 +167,11 @@ async function insertNode(sql: Sql, request: EnrollRequest, token: TokenRow): Pr
     );
   }
   const port = Number(endpoint.slice(endpoint.lastIndexOf(':') + 1));
+  const upkeep = await upkeepOfNew(sql, token.region, now);
   await sql`
-    insert into nodes (id, region_id, endpoint, public_key, identity, listen_port, mtu, capacity)
+    insert into nodes (id, region_id, endpoint, public_key, identity, listen_port, mtu, capacity, upkeep)
     values (${token.node}, ${token.region}, ${endpoint}, ${request.publicKey}, ${sql.json(request.identity)},
-            ${port}, ${DEFAULT_MTU}, ${token.capacity})`;
+            ${port}, ${DEFAULT_MTU}, ${token.capacity}, ${sql.json(upkeep)})`;
 }
 
 async function answer(deps: EnrollmentDeps, node: NodeId): Promise<EnrollResponse> {

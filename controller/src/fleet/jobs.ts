@@ -5,4 +5,6 @@ export { DECIDE, Machines, STEP } from './machines/machines.ts';
 export { manualProvider } from './machines/manual.ts';
 export type { Provider } from './machines/provider.ts';
 export { userDataFor } from './machines/user-data.ts';
+export { Reboots } from './upkeep/reboots.ts';
+export { Rollouts, type UpkeepDeps } from './upkeep/rollouts.ts';
 export { Watch } from './watch.ts';

@@ -25,8 +25,12 @@ import { type MachineRoutesDeps, machineRoutes } from './machines/routes.ts';
 import * as operations from './operations.ts';
 import { listSigner } from './signed-list.ts';
 import { NODE_STATES } from './tables.ts';
+import { type UpkeepRoutesDeps, upkeepRoutes } from './upkeep/routes.ts';
 
-export interface FleetRoutesDeps extends EnrollmentDeps, Pick<MachineRoutesDeps, 'machines' | 'wakeJob'> {
+export interface FleetRoutesDeps
+  extends EnrollmentDeps,
+    Pick<MachineRoutesDeps, 'machines' | 'wakeJob'>,
+    Pick<UpkeepRoutesDeps, 'rollouts' | 'reboots'> {
   readonly bus: Pick<Bus, 'evict'>;
   readonly requireSigil: MiddlewareHandler<AppEnv>;
   readonly requireOperator: MiddlewareHandler<AppEnv>;
@@ -202,5 +206,6 @@ export function fleetRoutes(api: Api, deps: FleetRoutesDeps): void {
   nodeRoutes(api, deps);
   operatorRoutes(api, deps);
   drainRoutes(api, deps);
+  upkeepRoutes(api, deps);
   machineRoutes(api, deps);
 }
