@@ -3,7 +3,7 @@
  * here, except `manual`: a person can always be asked.
  */
 import { z } from 'zod';
-import { path, variable, webUrl, whole } from './platform/variables.ts';
+import { list, path, variable, webUrl, whole } from './platform/variables.ts';
 
 const GROWTH = {
   KATAFRACT_MACHINES_AT_ONCE: variable(
@@ -61,6 +61,41 @@ const NEW_MACHINES = {
   ),
 } as const;
 
+const labelValue = z
+  .string()
+  .regex(/^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$/, 'at most 63 letters, digits and ._-');
+const ids = z
+  .string()
+  .regex(/^\d{1,15}(?:, *\d{1,15})*$/, 'numbers by comma')
+  .transform((text) => text.split(',').map(Number));
+
+const HETZNER = {
+  KATAFRACT_HETZNER_TOKEN_FILE: variable(
+    path,
+    'File with a read and write token of a Hetzner Cloud project. Turns the provider `hetzner` on',
+  ),
+  KATAFRACT_HETZNER_FLEET: variable(
+    labelValue,
+    'Name of this fleet, by which it labels its machines: whatever in the project carries it and is not wanted is deleted, so two fleets never share one',
+  ),
+  KATAFRACT_HETZNER_IMAGE: variable(
+    z.string().regex(/^\S{1,64}$/, 'one word'),
+    'Image of its machines',
+    'debian-12',
+  ),
+  KATAFRACT_HETZNER_SSH_KEYS: variable(
+    list,
+    'Names of SSH keys in the project, by comma. Without any, Hetzner mails a root password, which the machine locks when it is set up',
+  ),
+  KATAFRACT_HETZNER_FIREWALLS: variable(ids, 'Ids of firewalls in the project, by comma'),
+  KATAFRACT_HETZNER_NETWORKS: variable(ids, 'Ids of private networks in the project, by comma'),
+  KATAFRACT_HETZNER_URL: variable(
+    webUrl,
+    "Where Hetzner's Cloud API answers",
+    'https://api.hetzner.cloud/v1',
+  ),
+} as const;
+
 const LAB = {
   KATAFRACT_LAB_URL: variable(
     webUrl,
@@ -68,7 +103,7 @@ const LAB = {
   ),
 } as const;
 
-export const PROVIDER_VARIABLES = { ...GROWTH, ...NEW_MACHINES, ...LAB } as const;
+export const PROVIDER_VARIABLES = { ...GROWTH, ...NEW_MACHINES, ...HETZNER, ...LAB } as const;
 
 type Name = keyof typeof PROVIDER_VARIABLES;
 export type ProviderValues = { [N in Name]?: z.output<(typeof PROVIDER_VARIABLES)[N]['schema']> };
@@ -80,6 +115,7 @@ export function providerContradictions(at: ProviderValues): string[] {
   const pairs = [
     ['KATAFRACT_AGENT_DEB_URL', 'KATAFRACT_AGENT_DEB_SHA256'],
     ['KATAFRACT_AGENT_APT_URL', 'KATAFRACT_AGENT_APT_KEY_FILE'],
+    ['KATAFRACT_HETZNER_TOKEN_FILE', 'KATAFRACT_HETZNER_FLEET'],
   ] as const;
   const errors = pairs
     .filter(([one, other]) => (at[one] === undefined) !== (at[other] === undefined))
@@ -103,6 +139,18 @@ export function providersConfig(at: Required<ProviderValues>, maybe: ProviderVal
     /** Null where new machines cannot be told where the agent comes from. */
     agent: agentOf(at, maybe),
     bootstrapFile: maybe.KATAFRACT_MACHINE_BOOTSTRAP_FILE ?? null,
+    hetzner:
+      maybe.KATAFRACT_HETZNER_TOKEN_FILE === undefined
+        ? null
+        : {
+            tokenFile: maybe.KATAFRACT_HETZNER_TOKEN_FILE,
+            fleet: at.KATAFRACT_HETZNER_FLEET,
+            image: at.KATAFRACT_HETZNER_IMAGE,
+            sshKeys: maybe.KATAFRACT_HETZNER_SSH_KEYS ?? [],
+            firewalls: maybe.KATAFRACT_HETZNER_FIREWALLS ?? [],
+            networks: maybe.KATAFRACT_HETZNER_NETWORKS ?? [],
+            apiBase: at.KATAFRACT_HETZNER_URL,
+          },
     lab: maybe.KATAFRACT_LAB_URL === undefined ? null : { url: maybe.KATAFRACT_LAB_URL },
   };
 }

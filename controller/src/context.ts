@@ -20,12 +20,13 @@ import {
 import {
   createDrainMetrics,
   finishDrains,
-  Reboots,
-  Rollouts,
+  hetznerProvider,
   labProvider,
   Machines,
   manualProvider,
   type Provider,
+  Reboots,
+  Rollouts,
   userDataFor,
   Watch,
 } from './fleet/jobs.ts';
@@ -196,7 +197,7 @@ async function build(
     keyring,
     fleet,
     bus,
-    providers: providersOf(config),
+    providers: await providersOf(config, clock),
     limits: config.providers.growth,
     seedSecret: masterKey,
     userData: await userDataFor(config.providers, config.publicUrl),
@@ -294,8 +295,13 @@ async function createBus({ mqtt }: Config, db: Database, clock: Clock): Promise<
 }
 
 /** Who has machines to give. */
-function providersOf({ providers: { lab } }: Config): Provider[] {
-  return [manualProvider(), ...(lab === null ? [] : [labProvider(lab)])];
+async function providersOf({ providers: { hetzner, lab } }: Config, clock: Clock): Promise<Provider[]> {
+  const token = hetzner && (await readSecretFile(hetzner.tokenFile));
+  return [
+    manualProvider(),
+    ...(hetzner === null ? [] : [hetznerProvider({ ...hetzner, token: token ?? '' }, { clock })]),
+    ...(lab === null ? [] : [labProvider(lab)]),
+  ];
 }
 
 /** What a node that enrolls, or an operator, is told of the broker. @param session where to show a token first */

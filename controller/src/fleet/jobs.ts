@@ -1,5 +1,6 @@
 /** What the fleet does by itself, for the table of jobs and for those who move the peers. */
 export { createDrainMetrics, type Emptying, finishDrains, nodesToEmpty } from './drains.ts';
+export { hetznerProvider } from './machines/hetzner.ts';
 export { labProvider } from './machines/lab.ts';
 export { DECIDE, Machines, STEP } from './machines/machines.ts';
 export { manualProvider } from './machines/manual.ts';
