@@ -39,6 +39,8 @@ export type FleetOptions = Required<Pick<LabOptions, 'regions' | 'exits' | 'onSt
   readonly profiles: string | null;
   /** Of the controller, beside what the bench sets. */
   readonly controllerEnv?: NodeJS.ProcessEnv;
+  /** One where absent. */
+  readonly devices?: number;
 };
 
 /** Environment of a program that is to be profiled. */
@@ -73,8 +75,8 @@ export class Fleet {
     const env = profiling(options.profiles);
     const controllerEnv = { ...options.controllerEnv, ...env };
     const programs = { controllerEnv, agentEnv: env, database: database.url };
-    const { regions, onStep } = options;
-    const lab = await Lab.up({ regions, exits, devices: 1, onStep, ...programs });
+    const { regions, onStep, devices = 1 } = options;
+    const lab = await Lab.up({ regions, exits, devices, onStep, ...programs });
     return new Fleet(lab, database, db);
   }
 
@@ -114,10 +116,10 @@ export class Fleet {
     return new Map(items.map((node) => [node.id, node]));
   }
 
-  /** Commits peers to a node's table behind the controller's back. */
-  async commitPeers(exit: Exit, count: number): Promise<void> {
+  /** Commits peers to a node's table, and to those of their standbys, behind the controller's back. */
+  async commitPeers(exit: Exit, count: number, standbys: readonly NodeId[] = []): Promise<void> {
     const { id } = await this.subscribe('ops');
-    const target = { node: exit.name as NodeId, region: exit.region, subscription: id };
+    const target = { node: exit.name as NodeId, standbys, region: exit.region, subscription: id };
     await loadPeers(this.db, this.#plan, target, count);
   }
 

@@ -15,6 +15,7 @@ const CHUNK = 5000;
 
 export interface LoadTarget {
   readonly node: NodeId;
+  readonly standbys: readonly NodeId[];
   readonly region: string;
   /** Whose peers they are: a subscription made for it, without regard to its device limit. */
   readonly subscription: string;
@@ -34,7 +35,7 @@ export async function loadPeers(
 
 async function loadChunk(tx: Tx, plan: AddressPlan, target: LoadTarget, count: number): Promise<void> {
   const { sql } = tx;
-  const { node, region, subscription } = target;
+  const { node, standbys, region, subscription } = target;
   const [pool] = await sql<{ next: number }[]>`
     update address_pool set next_index = next_index + ${count} where id = 1 returning next_index as next`;
   if (!pool) throw new Error('the address pool is not there');
@@ -49,14 +50,17 @@ async function loadChunk(tx: Tx, plan: AddressPlan, target: LoadTarget, count: n
     select r.id, ${subscription}, r."publicKey", r.index, ${region}
     from jsonb_to_recordset(${sql.json(peers)}) as r(id uuid, "publicKey" text, index int)`;
   await sql`update subscriptions set peer_count = peer_count + ${count} where id = ${subscription}`;
-  const changes = peers.map(({ id, publicKey, index }) => ({
-    node,
-    publicKey,
-    ...addressesAt(plan, index),
-    peer: id,
-    role: 'primary' as const,
-    rank: 0,
-  }));
+  const exits = [node, ...standbys];
+  const changes = peers.flatMap(({ id, publicKey, index }) =>
+    exits.map((at, rank) => ({
+      node: at,
+      publicKey,
+      ...addressesAt(plan, index),
+      peer: id,
+      role: rank === 0 ? ('primary' as const) : ('standby' as const),
+      rank,
+    })),
+  );
   await commitChanges(tx, changes);
-  await sql`select pg_notify('kf_commits', ${`bench ${node}`})`;
+  await sql`select pg_notify('kf_commits', ${`bench ${exits.join(' ')}`})`;
 }

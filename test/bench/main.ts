@@ -8,6 +8,7 @@
  *   (c) acked provisions a second, against a bare insert                (f) memory and idle work
  *   (g) payment to Sigil, lapse to peer gone from the kernel            (h) verified requests, against unverified
  *   (i) death of an exit to its device on another                       (j) thousands of agents on one controller
+ *   (l) an exit with 5,000 peers is drained under pings
  */
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -21,6 +22,7 @@ import { measureAgents } from './agents.ts';
 import { Fleet, type FleetOptions, profiling } from './bed.ts';
 import { measureBilling } from './billing.ts';
 import { measureBytes } from './bytes.ts';
+import { DRAIN_FLEET, measureDrain } from './drain.ts';
 import { measureFailover } from './failover.ts';
 import { measureFootprint } from './footprint.ts';
 import { describeMachine, type Machine } from './machine.ts';
@@ -39,7 +41,7 @@ const USAGE = `npm run bench -- [--only a,b,…] [--quick] [--profile]
 `;
 /** Those of one fleet with an exit for each size. */
 const SIZED = ['a', 'b', 'd', 'e', 'f'];
-const ALL = [...SIZED, 'c', 'g', 'h', 'i', 'j'];
+const ALL = [...SIZED, 'c', 'g', 'h', 'i', 'j', 'l'];
 /** An exit for each size, in a region of its own, so that a caller chooses the exit by the region. */
 const SIZES = [
   { exit: 'exit-0', region: 'r0', peers: 0 },
@@ -59,6 +61,7 @@ const FULL = {
   verified: { rounds: 5, requests: 8000 },
   deaths: 40,
   agents: { counts: [1000, 5000], seconds: 60 },
+  drained: 5000,
 };
 const QUICK: typeof FULL = {
   provision: { rounds: 5, each: 10 },
@@ -71,6 +74,7 @@ const QUICK: typeof FULL = {
   verified: { rounds: 1, requests: 2000 },
   deaths: 4,
   agents: { counts: [1000], seconds: 20 },
+  drained: 1000,
 };
 
 interface Options {
@@ -109,7 +113,7 @@ interface Run {
 /** Brings a fleet up, works with it, and takes it down whatever came of it. */
 async function withFleet(
   { postgres, report, options }: Run,
-  spec: Pick<FleetOptions, 'regions' | 'exits' | 'controllerEnv'>,
+  spec: Pick<FleetOptions, 'regions' | 'exits' | 'controllerEnv' | 'devices'>,
   work: (fleet: Fleet) => Promise<void>,
 ): Promise<void> {
   const onStep = (text: string) => report.step(text);
@@ -206,6 +210,11 @@ async function main(): Promise<void> {
     if (only.has('j')) {
       const profiles = profiling(profile ? join(FOLDER, 'profiles') : null);
       await measureAgents(postgres, report, { ...options.how.agents, profiles });
+    }
+    if (only.has('l')) {
+      await withFleet(run, { regions: REGIONS, ...DRAIN_FLEET }, (fleet) =>
+        measureDrain(fleet, report, options.how.drained),
+      );
     }
     if (only.has('h')) await measureVerified(postgres, report, options.how.verified);
     console.log(`written to ${report.finish(FOLDER)}`);
