@@ -1,17 +1,18 @@
 /**
  * The broker lets a node do what it must and nothing else, and nobody else in: the same suite against the embedded
  * broker and against Mosquitto. The controller's side (admission, publishing, hearing) is the real fleet on a real
- * database; the nodes are bare MQTT clients, free to misbehave.
+ * database; the nodes and operators are bare MQTT clients, free to misbehave.
  */
 import { createHmac, randomBytes } from 'node:crypto';
 import { connect as dial } from 'node:net';
 import { createAudit } from '@katafract/controller/audit/audit';
 import type { Bus } from '@katafract/controller/fleet/bus';
+import { Commands } from '@katafract/controller/fleet/commands';
 import { EmbeddedBroker } from '@katafract/controller/fleet/embedded-broker';
 import { enroll, mintJoinToken } from '@katafract/controller/fleet/enrollment';
 import { ExternalBroker } from '@katafract/controller/fleet/external-broker';
 import { Fleet, identityOf } from '@katafract/controller/fleet/fleet';
-import { putRegion } from '@katafract/controller/fleet/operations';
+import { admitOperator, registerKey, revokeKey } from '@katafract/controller/operators/keys';
 import { operatorKeyOf } from '@katafract/controller/operators/operators';
 import { type Database, openDatabase } from '@katafract/controller/platform/db';
 import { type Keyring, openKeyring } from '@katafract/controller/platform/keyring';
@@ -20,6 +21,7 @@ import { createMetrics } from '@katafract/controller/platform/metrics';
 import { addressPlan } from '@katafract/shared/addresses';
 import { systemClock } from '@katafract/shared/clock';
 import { mintNodeToken, publicJwk } from '@katafract/shared/node-token';
+import { OperatorName, operatorClientId } from '@katafract/shared/operator-command';
 import { clientId, topic, UP_LEAVES } from '@katafract/shared/topics';
 import { Cidr4, Cidr6, Endpoint, NodeId, PublicKey, RegionId } from '@katafract/shared/units';
 import { type CryptoKey, exportJWK, generateKeyPair, SignJWT } from 'jose';
@@ -28,10 +30,12 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { useDatabase } from './database.ts';
 import { waitFor } from './lab/wait.ts';
 import { type Mosquitto, startMosquitto } from './mosquitto.ts';
+import { TestOperator } from './operator.ts';
 
 const A = NodeId.parse('fra-1');
 const B = NodeId.parse('ams-1');
 const REGION = RegionId.parse('fra');
+const FLEET = 'https://artemis.example';
 const log = createLogger('silent');
 const now = () => systemClock.now();
 
@@ -39,6 +43,7 @@ interface Setting {
   readonly bus: Bus;
   readonly url: () => string;
   readonly stop?: () => Promise<void>;
+  readonly credentials?: { url: string; username: string; password: string };
 }
 
 const settings: Record<string, (db: Database) => Promise<Setting>> = {
@@ -55,7 +60,7 @@ const settings: Record<string, (db: Database) => Promise<Setting>> = {
     const daemon: Mosquitto = await startMosquitto();
     const { url, username, password } = daemon;
     const bus = new ExternalBroker({ url, username, password, admission: 'dynsec' });
-    return { bus, url: () => url, stop: () => daemon.stop() };
+    return { bus, url: () => url, stop: () => daemon.stop(), credentials: { url, username, password } };
   },
 };
 
@@ -77,6 +82,7 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
   let keyring: Keyring;
   let fleet: Fleet;
   let setting: Setting;
+  let eve: TestOperator;
 
   beforeAll(async () => {
     db = await openDatabase(database.url, log);
@@ -86,14 +92,17 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
     const plan = addressPlan(Cidr4.parse('10.64.0.0/10'), Cidr6.parse('fd4b:6174:6166::/64'));
     const metrics = createMetrics();
     fleet = new Fleet({ db, clock: systemClock, log, metrics, keyring, bus: setting.bus, plan });
+    const at = { db, audit: createAudit(db), fleet, now, log, registry: metrics.registry, audience: FLEET };
+    const commands = new Commands(at);
+    fleet.obey((node, payload, kept) => commands.decide(node, payload, kept));
     await fleet.start();
     await waitFor('the broker', () => setting.bus.ready());
-    await putRegion(
-      { db, audit: createAudit(db), fleet },
-      { id: REGION, name: 'Frankfurt', country: 'DE', latitude: 50, longitude: 8 },
-      'test',
-    );
+    await db.sql`
+      insert into regions (id, name, country, latitude, longitude) values (${REGION}, 'Frankfurt', 'DE', 50, 8)`;
+    await fleet.changed();
     for (const node of [A, B]) keys.set(node, await enrollNode(node));
+    eve = await TestOperator.make('eve', FLEET);
+    await registerKey(operatorDeps(), { name: eve.name, publicJwk: eve.jwk }, BY);
   });
 
   afterAll(async () => {
@@ -119,6 +128,30 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
     await enroll(deps, { token, identity, proof, publicKey: PublicKey.parse(randomKey()) });
     return pair.privateKey;
   }
+
+  const BY = { operator: 'test', idempotencyKey: undefined };
+  const operatorDeps = () => ({
+    db,
+    audit: createAudit(db),
+    now,
+    seedSecret: randomBytes(32),
+    told: { audience: FLEET, broker: { url: setting.url() } },
+    bus: setting.bus,
+    survived: (error: unknown) => expect.fail(String(error)),
+  });
+  /** Shows the operator's token to the controller where the broker needs that, then connects with it. */
+  async function operate(operator: TestOperator, options: { clientId?: string } = {}): Promise<MqttClient> {
+    const password = await operator.token();
+    await admitOperator(operatorDeps(), operator.name, password);
+    const client = await operator.connect(setting.url(), { password, ...options });
+    clients.push(client);
+    return client;
+  }
+  const drainOf = async (node: NodeId) => {
+    const [row] = await db.sql<{ state: string; by: string }[]>`
+      select state, wanted_by as by from drains where node_id = ${node} order by started_at desc limit 1`;
+    return row ?? null;
+  };
 
   const randomKey = () => randomBytes(32).toString('base64');
   const keyOf = (node: NodeId) => keys.get(node) ?? expect.fail(`no key of ${node}`);
@@ -302,6 +335,154 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
     await expect(connectRaw(B, token)).rejects.toThrow();
     await db.sql`update nodes set state = 'active' where id = ${B}`;
   });
+
+  it('carries an operator’s signed commands to the controller', async () => {
+    const client = await operate(eve);
+    const say = async (command: 'drain' | 'cancel') =>
+      client.publishAsync(topic(A, 'drain'), await eve.sign({ node: A, command }), { qos: 1 });
+    await say('drain');
+    // a node without peers: what ends the drain is its cancelling, or a job, of which none runs here
+    await waitFor('the drain', async () => (await drainOf(A))?.state === 'running');
+    expect(await drainOf(A)).toEqual({ state: 'running', by: 'eve' });
+    await say('cancel');
+    await waitFor('its end', async () => (await drainOf(A))?.state === 'cancelled');
+    await client.endAsync();
+  });
+
+  it.each([
+    topic(A, 'drain'),
+    'kf/1/+/drain',
+    topic(A, 'hello'),
+    topic(A, 'desired'),
+    'kf/1/#',
+    '#',
+    '$CONTROL/#',
+  ])('gives an operator nothing of %s', async (filter) => {
+    const client = await operate(eve);
+    const topics = await heard(client, async () => {
+      await client.subscribeAsync(filter, { qos: 1 }).catch(() => undefined); // refused, or thrown off
+      const node = await enter(A, await goodToken(A));
+      await node.subscribeAsync(topic(A, 'desired'), { qos: 1 });
+      const arrived = next(node, 'message');
+      await setting.bus.publish(topic(A, 'desired'), 'for a node', 1);
+      await arrived;
+      await node.endAsync();
+    });
+    expect(topics).toEqual([]);
+    await client.endAsync(true);
+  });
+
+  it('lets an operator write nothing but commands', async () => {
+    const node = await enter(A, await goodToken(A));
+    await node.subscribeAsync(topic(A, 'desired'), { qos: 1 });
+    const before = fleet.progress(A);
+    const forbidden = [...UP_LEAVES.map((leaf) => topic(A, leaf)), topic(A, 'desired'), 'kf/1/A!/drain', 'x'];
+    const topics = await heard(node, async () => {
+      for (const name of [...forbidden, '$CONTROL/dynamic-security/v1']) {
+        const client = await operate(eve);
+        await client.publishAsync(name, JSON.stringify({ v: 1, online: true, lineage: 1, generation: 9 }));
+        await client.endAsync(true);
+      }
+      const arrived = next(node, 'message');
+      await setting.bus.publish(topic(A, 'desired'), 'the last word', 1);
+      await arrived;
+    });
+    expect(topics).toEqual([topic(A, 'desired')]);
+    expect({ ...fleet.progress(A), connected: before.connected }).toEqual(before);
+    await node.endAsync();
+  });
+
+  it('lets a node neither say nor hear a command, though it had a good one', async () => {
+    const command = await eve.sign({ node: B, command: 'drain' });
+    const listener = await enter(A, await goodToken(A));
+    const topics = await heard(listener, async () => {
+      await listener.subscribeAsync(topic(A, 'drain'), { qos: 1 }).catch(() => undefined); // refused, or thrown off
+      for (const name of [topic(B, 'drain'), topic(A, 'drain')]) {
+        const node = await enter(B, await goodToken(B));
+        await node.publishAsync(name, command, { qos: 0 });
+        await node.endAsync(true);
+      }
+      const client = await operate(eve);
+      await client.publishAsync(topic(A, 'drain'), await eve.sign({ node: A, command: 'drain' }), { qos: 1 });
+      await waitFor('another drain', async () => (await drainOf(A))?.state === 'running');
+      expect(await drainOf(B)).toBeNull();
+      // it was good all the same
+      await client.publishAsync(topic(B, 'drain'), command, { qos: 1 });
+      await waitFor('the drain', async () => (await drainOf(B))?.state === 'running');
+      for (const node of [A, B])
+        await client.publishAsync(topic(node, 'drain'), await eve.sign({ node, command: 'cancel' }), {
+          qos: 1,
+        });
+      await waitFor('the end of it', async () => (await drainOf(B))?.state === 'cancelled');
+      await waitFor('the end of it', async () => (await drainOf(A))?.state === 'cancelled');
+      await client.endAsync();
+    });
+    expect(topics).toEqual([]);
+    await listener.endAsync(true);
+  });
+
+  it('holds operators and nodes apart, and each to its own client id', async () => {
+    const twin = await TestOperator.make(A, FLEET);
+    const namedLikeANode = new TestOperator({ ...eve, name: twin.name });
+    const refused = async (connecting: Promise<MqttClient>) => expect(connecting).rejects.toThrow();
+    await refused(operate(eve, { clientId: clientId(A) }));
+    await refused(operate(eve, { clientId: operatorClientId(OperatorName.parse('adam')) }));
+    // no such operator, with eve's key; eve's name, with another's; a node's token; an operator's as a node's
+    await refused(operate(namedLikeANode));
+    await refused(namedLikeANode.connect(setting.url()));
+    await refused(operate(new TestOperator({ ...twin, name: eve.name })));
+    await refused(eve.connect(setting.url(), { password: await goodToken(A) }));
+    await expect(admitOperator(operatorDeps(), eve.name, await goodToken(A))).rejects.toThrow(
+      expect.objectContaining({ code: 'operator_proof_invalid' }),
+    );
+    await expect(fleet.admit(A, await eve.token())).rejects.toThrow(
+      expect.objectContaining({ code: 'node_token_invalid' }),
+    );
+    await refused(connectRaw(A, await eve.token()));
+  });
+
+  it('throws an operator off whose key is revoked, at once, and keeps out whoever has it', async () => {
+    const mallory = await TestOperator.make('mallory', FLEET);
+    await registerKey(operatorDeps(), { name: mallory.name, publicJwk: mallory.jwk }, BY);
+    const client = await operate(mallory);
+    const closed = next(client, 'close');
+    await revokeKey(operatorDeps(), mallory.name, 'test');
+    await closed;
+    await expect(operate(mallory)).rejects.toThrow();
+    await expect(mallory.connect(setting.url())).rejects.toThrow();
+    // its successor's key is as good as any
+    const heir = await TestOperator.make('mallory', FLEET);
+    await registerKey(operatorDeps(), { name: heir.name, publicJwk: heir.jwk }, BY);
+    const again = await operate(heir);
+    expect(again.connected).toBe(true);
+    await again.endAsync();
+  });
+
+  it.runIf(kind === 'mosquitto')(
+    'brings back what was published while nobody was there to decide',
+    async () => {
+      const { url, username, password } = setting.credentials ?? expect.fail('Mosquitto has some');
+      const client = await operate(eve);
+      const command = await eve.sign({ node: B, command: 'pause' });
+      await client.publishAsync(topic(B, 'drain'), command, { qos: 1, retain: true });
+      await client.endAsync();
+      const heardAs: [string, string, boolean][] = [];
+      const late = new ExternalBroker({ url, username, password, admission: 'dynsec' });
+      let undecided = 2;
+      const decided = new Promise<void>((resolve) => {
+        const ignore = () => undefined;
+        const onCommand = async (node: NodeId, payload: Buffer, kept: boolean) => {
+          heardAs.push([node, payload.toString(), kept]);
+          if (undecided-- > 0) throw new Error('the database is away');
+          resolve();
+        };
+        void late.start({ onCommand, onMessage: ignore, onRefused: ignore, onConnection: ignore });
+      });
+      await decided;
+      expect(heardAs).toEqual(Array.from({ length: 3 }, () => [B, command, true]));
+      await late.stop();
+    },
+  );
 
   it('survives bytes that are no MQTT, and a header that announces far too much', async () => {
     const port = Number(new URL(setting.url()).port);
