@@ -220,7 +220,7 @@ describe('whoever sits on the way', () => {
 
   it('cannot say more than a person would', async () => {
     const other = await rob.connect(controller.brokerUrl);
-    const closed = new Promise((resolve) => other.once('close', resolve));
+    const closed = new Promise<void>((resolve) => other.once('close', () => resolve()));
     for (let count = 0; count < 60; count++) other.publish(topic(node, 'drain'), 'x', { qos: 0 });
     await closed;
     expect(await controller.metric('katafract_broker_refused_total', 'too_many')).toBeGreaterThan(0);
@@ -231,7 +231,7 @@ describe('whoever sits on the way', () => {
     await register(mallory);
     const kept = await mallory.sign({ node, command: 'drain' });
     const theirs = await mallory.connect(controller.brokerUrl);
-    const closed = new Promise((resolve) => theirs.once('close', resolve));
+    const closed = new Promise<void>((resolve) => theirs.once('close', () => resolve()));
     expect((await remove('mallory')).status).toBe(204);
     await closed;
     await expect(mallory.connect(controller.brokerUrl)).rejects.toThrow();
