@@ -54,6 +54,9 @@ import { Sigils } from './sigil/sigil.ts';
 export interface Overrides {
   readonly clock?: Clock;
   readonly log?: Logger;
+  /** Already open, and migrated; closed with the rest. */
+  readonly db?: Database;
+  readonly bus?: Bus;
 }
 
 export interface Context {
@@ -102,9 +105,7 @@ export async function createContext(config: Config, overrides: Overrides = {}): 
     }
   };
   try {
-    return await build(config, overrides.clock ?? systemClock, log, close, (name, dispose) =>
-      disposers.push({ name, dispose }),
-    );
+    return await build(config, overrides, log, close, (name, dispose) => disposers.push({ name, dispose }));
   } catch (error) {
     await close();
     throw error;
@@ -113,7 +114,7 @@ export async function createContext(config: Config, overrides: Overrides = {}): 
 
 async function build(
   config: Config,
-  clock: Clock,
+  { clock = systemClock, ...given }: Overrides,
   log: Logger,
   close: () => Promise<void>,
   onClose: (name: string, dispose: Dispose) => void,
@@ -126,9 +127,7 @@ async function build(
   const masterKey = await readMasterKey(config.masterKey.path, config.masterKey.create);
   const token = await readOperatorToken(config.operatorToken.path, config.operatorToken.create);
 
-  const url = await databaseUrl(config, log, onClose);
-  await migrate(url, log);
-  const db = await openDatabase(url, log, { max: config.databasePool });
+  const db = given.db ?? (await database(config, log, onClose));
   onClose('database', () => db.close());
   const survive = (where: string) => (err: unknown) => {
     metrics.survived.inc({ where });
@@ -141,7 +140,7 @@ async function build(
   const audit = createAudit(db);
   const operators = createOperators(token);
 
-  const bus = await createBus(config, db, clock);
+  const bus = given.bus ?? (await createBus(config, db, clock));
   const { plan } = config;
   const fleet = new Fleet({ db, clock, log, metrics, keyring, bus, plan });
   const broker = await brokerFor(config, '/v1/nodes/session');
@@ -258,7 +257,17 @@ async function build(
   return { config, clock, log, metrics, ...domains, limitSecret: masterKey, state, readiness, close };
 }
 
-/** The configured database, or our own. */
+/** The configured database, or our own, migrated. */
+async function database(
+  config: Config,
+  log: Logger,
+  onClose: (name: string, dispose: Dispose) => void,
+): Promise<Database> {
+  const url = await databaseUrl(config, log, onClose);
+  await migrate(url, log);
+  return openDatabase(url, log, { max: config.databasePool });
+}
+
 async function databaseUrl(
   config: Config,
   log: Logger,

@@ -181,7 +181,9 @@ export function createJobs(
   async function attempt(job: Job): Promise<number> {
     try {
       if (job.on === 'fleet' && !(await lease.held())) return job.everyMs;
+      const stop = metrics.jobSeconds.startTimer({ job: job.name });
       await job.run();
+      stop();
       metrics.jobRuns.inc({ job: job.name, outcome: 'done' });
       const at = (await job.next?.()) ?? Number.POSITIVE_INFINITY;
       return Math.min(job.everyMs, Math.max(SOONEST_MS, at - clock.now()));

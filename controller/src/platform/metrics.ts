@@ -11,6 +11,7 @@ export interface Metrics {
   /** Failures that were survived rather than passed on, by where. */
   readonly survived: Counter<'where'>;
   readonly jobRuns: Counter<'job' | 'outcome'>;
+  readonly jobSeconds: Histogram<'job'>;
 }
 
 export function createMetrics(): Metrics {
@@ -47,6 +48,13 @@ export function createMetrics(): Metrics {
       name: 'katafract_job_runs_total',
       help: 'Runs of scheduled jobs by outcome',
       labelNames: ['job', 'outcome'],
+      registers,
+    }),
+    jobSeconds: new Histogram({
+      name: 'katafract_job_seconds',
+      help: 'Duration of runs of scheduled jobs',
+      labelNames: ['job'],
+      buckets: [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10, 60],
       registers,
     }),
   };
