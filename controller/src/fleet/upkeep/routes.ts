@@ -29,7 +29,7 @@ const RolloutInput = z.strictObject({
   /** How long each wave must be well before the next begins. */
   soakSeconds: z.number().int().min(0).max(86_400).default(300),
   /** How long a node may take to run the version. */
-  timeoutSeconds: z.number().int().min(10).max(86_400).default(600),
+  timeoutSeconds: z.number().int().min(5).max(86_400).default(600),
   /** Nodes that may fail after the canaries; one in a hundred, at least one, where absent. */
   maxFailures: z.number().int().min(0).max(100_000).optional(),
 });
