@@ -64,12 +64,18 @@ export class FakeExit {
   }
 
   /** Enrolls with a join token that somebody has. */
-  static async join(api: Api, token: string): Promise<FakeExit> {
+  static async join(api: Api, token: string, endpoint?: string): Promise<FakeExit> {
     const pair = await generateKeyPair('EdDSA', { crv: 'Ed25519', extractable: true });
     const identity = publicJwk(await exportJWK(pair.publicKey));
     const enrolling = NodeId.parse('enrolling');
     const proof = await mintNodeToken(pair.privateKey, enrolling, 'katafract-enroll', Date.now());
-    const body = { token, publicKey: newKey(), identity, proof };
+    const body = {
+      token,
+      publicKey: newKey(),
+      identity,
+      proof,
+      ...(endpoint === undefined ? {} : { endpoint }),
+    };
     const answer = await api.call('POST', '/v1/nodes/enroll', { body });
     if (answer.status !== 201) throw new Error(`not enrolled: ${answer.text}`);
     const enrolled = EnrollResponse.parse(answer.body);

@@ -1,0 +1,164 @@
+/**
+ * The controller as it ships, killed (SIGKILL) in every state of a machine's life, each time with the provider or the
+ * fleet in the middle of something: when it is back it goes on where it was. The provider has made one machine of one
+ * wish, told it one thing, and is left with none; no step was taken twice.
+ */
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { connect } from '@katafract/controller/platform/db';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { useDatabase } from '../database.ts';
+import { CONTROLLER } from '../lab/bundles.ts';
+import { Program } from '../lab/process.ts';
+import { waitFor } from '../lab/wait.ts';
+import { freePort } from '../ports.ts';
+import { Api } from './controller.ts';
+import { FakeExit, newKey } from './fake-exit.ts';
+import { FakeCloud } from './machines.ts';
+
+const PEERS = 20;
+const database = useDatabase();
+let cloud: FakeCloud;
+let folder: string;
+let env: Record<string, string>;
+let program: Program;
+let api: Api;
+let broker: string;
+const exits: FakeExit[] = [];
+
+async function start(): Promise<void> {
+  program = new Program(process.execPath, [CONTROLLER], join(folder, 'controller.log'), { env });
+  await program.waitFor(/Operator token/);
+}
+async function restart(): Promise<void> {
+  await program.stop('SIGKILL');
+  await start();
+}
+
+beforeAll(async () => {
+  cloud = await FakeCloud.open();
+  folder = await mkdtemp(join(tmpdir(), 'katafract-machines-'));
+  const [http, mqtt] = [await freePort(), await freePort()];
+  broker = `mqtt://127.0.0.1:${mqtt}`;
+  env = {
+    DATABASE_URL: database.url,
+    KATAFRACT_DATA_DIR: folder,
+    KATAFRACT_API_LISTEN: `127.0.0.1:${http}`,
+    KATAFRACT_MQTT_LISTEN: `127.0.0.1:${mqtt}`,
+    KATAFRACT_RATE_LIMIT_PER_MINUTE: '0',
+    KATAFRACT_ANONYMOUS_LIMIT_PER_MINUTE: '0',
+    // for so long its machine is leaving
+    KATAFRACT_MOVE_GRACE_SECONDS: '3',
+    KATAFRACT_LAB_URL: cloud.url,
+    KATAFRACT_AGENT_DEB_URL: 'https://packages.test/agent.deb',
+    KATAFRACT_AGENT_DEB_SHA256: '0'.repeat(64),
+  };
+  await start();
+  api = new Api(`http://127.0.0.1:${http}`, (await readFile(join(folder, 'operator-token'), 'utf8')).trim());
+  await api.addRegion('fra');
+  const old = await FakeExit.enroll(api, { node: 'fra-1', region: 'fra' });
+  await old.connect(broker);
+  exits.push(old);
+});
+afterAll(async () => {
+  for (const exit of exits) await exit.leave();
+  await program.stop();
+  await cloud.close();
+  await rm(folder, { recursive: true });
+});
+
+interface Machine {
+  id: string;
+  node: string;
+  state: string;
+}
+const machine = async () => {
+  const { items } = await api.operate<{ items: Machine[] }>('GET', '/v1/admin/machines');
+  return items[0];
+};
+const reaches = (state: string) =>
+  waitFor(`the machine to be ${state}`, async () => {
+    const now = await machine();
+    return now?.state === state && now;
+  });
+const stateOf = async (node: string) => {
+  const { items } = await api.operate<{ items: { id: string; lifecycle: string }[] }>(
+    'GET',
+    '/v1/admin/nodes',
+  );
+  return items.find(({ id }) => id === node)?.lifecycle;
+};
+/** Kills the controller while the provider does what it was asked, and before it answers. */
+async function killedDuring(method: string, begin: () => Promise<unknown>): Promise<void> {
+  let answer: () => void = () => undefined;
+  const until = new Promise<void>((resolve) => {
+    answer = resolve;
+  });
+  const asked = new Promise<void>((resolve) => {
+    cloud.faults((call) => {
+      if (!call.startsWith(method)) return undefined;
+      resolve();
+      return { until };
+    });
+  });
+  await begin();
+  await asked;
+  await program.stop('SIGKILL');
+  answer();
+  cloud.faults(() => undefined);
+  await start();
+}
+
+it('goes on with a machine wherever it was killed, and does no step twice', async () => {
+  await waitFor('the exit', async () => (await stateOf('fra-1')) === 'active');
+  const { sigil } = await api.mint('ops');
+  for (let peer = 0; peer < PEERS; peer++) {
+    expect((await api.provision(sigil, newKey(), 'fra')).status).toBe(201);
+  }
+  const growth = { provider: 'lab', location: 'here', size: 'small', capacity: 100, maxExits: 3 };
+  // wanted, creating
+  await killedDuring('PUT', () => api.operate('PATCH', '/v1/admin/regions/fra', { growth, minExits: 2 }));
+  const { id, node } = await reaches('booting');
+  await restart();
+  const exit = await cloud.boot(api, broker, id);
+  exits.push(exit);
+  await restart();
+  await reaches('serving');
+  await restart();
+  // leaving
+  const [old] = exits;
+  if (!old) throw new Error('two exits');
+  await api.operate('PATCH', '/v1/admin/regions/fra', { growth: null, minExits: 0 });
+  const { sigil: more } = await api.mint('ops');
+  await api.provision(more, newKey(), 'fra');
+  await waitFor('peers on both', () => exit.table.size > 0 && old.table.size === PEERS + 1);
+  await api.operate('DELETE', `/v1/admin/machines/${id}`);
+  await waitFor('the drain', async () => (await stateOf(node)) === 'draining');
+  await restart();
+  await reaches('leaving');
+  // removing
+  await killedDuring('DELETE', async () => undefined);
+  await reaches('gone');
+  expect(cloud.made).toEqual([id]);
+  expect(cloud.told(id)).toHaveLength(1);
+  expect(cloud.there.size).toBe(0);
+  const sql = connect(database.url, { max: 1 });
+  const steps = await sql<{ action: string }[]>`
+    select action from audit_log where subject in (${`machine:${id}`}, ${`node:${node}`}) order by id`;
+  await sql.end();
+  expect(steps.map(({ action }) => action)).toEqual([
+    'machine.wanted',
+    'join_token.created',
+    'machine.created',
+    'node.enrolled',
+    'machine.serving',
+    'machine.leaving',
+    'drain.started',
+    'drain.finished',
+    'node.retired',
+    'machine.gone',
+  ]);
+  expect([await stateOf(node), old.table.size, exit.table.size]).toEqual(['retired', PEERS + 1, 0]);
+  for (const one of exits) expect(one.faults).toEqual([]);
+});
