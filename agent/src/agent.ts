@@ -101,6 +101,7 @@ class LoopAgent implements Agent {
   #running: Promise<void> = Promise.resolve();
   #cancelTimer: () => void = () => undefined;
   #heartbeatDue = false;
+  #introduced = false;
   #upkeepDue = false;
   #upkeep: UpkeepReport | null = null;
   #lastPass: Pass | null = null;
@@ -147,6 +148,12 @@ class LoopAgent implements Agent {
   onConnected(): void {
     this.#announcer.connect(this.#held());
     this.#upkeepDue = true;
+    if (!this.#introduced) {
+      // whoever waits for this version, or for the end of a reboot, need not wait for the timer
+      this.#introduced = true;
+      this.#heartbeatDue = true;
+      this.#look();
+    }
     this.#wake();
   }
 

@@ -90,6 +90,8 @@ export class Rollouts {
   readonly #nodes: Gauge<'state'>;
   readonly #open: Gauge<'state'>;
   #isOpen = false;
+  /** The last look found something to do, and so may the next. */
+  #moving = false;
 
   constructor(deps: UpkeepDeps) {
     this.#deps = deps;
@@ -205,6 +207,7 @@ export class Rollouts {
       const graph = await this.#graphs.read(tx.sql);
       const steps = stepRollout({ rollout: factsOf(row), graph, nodes, now: clock.now() });
       for (const step of steps) logStep(log, row, step);
+      this.#moving = steps.length > 0;
       return this.#take(tx, row, nodes, steps);
     });
     const changed = [...told, ...(await endMaintenance(db.sql, new Date(clock.now())))];
@@ -213,7 +216,7 @@ export class Rollouts {
 
   /** When the open rollout wants another look; null where none is. */
   async next(): Promise<number | null> {
-    return this.#isOpen ? this.#deps.clock.now() + EVERY_MS : null;
+    return this.#isOpen ? this.#deps.clock.now() + (this.#moving ? 0 : EVERY_MS) : null;
   }
 
   #measure(row: Stored, nodes: readonly NodeFacts[]): void {
