@@ -142,7 +142,9 @@ export function sameConfig(left: NodeConfig, right: NodeConfig): boolean {
     left.listenPort === right.listenPort &&
     left.mtu === right.mtu &&
     left.gateway4 === right.gateway4 &&
-    left.gateway6 === right.gateway6
+    left.gateway6 === right.gateway6 &&
+    // both were read by one schema, so their fields come in one order
+    JSON.stringify(left.upkeep) === JSON.stringify(right.upkeep)
   );
 }
 
