@@ -11,11 +11,11 @@ import type { Sql, Tx } from '../../platform/db.ts';
 import { uuidv7 } from '../../platform/ids.ts';
 import { type Asked, onceOnly, uuidOf } from '../../platform/once.ts';
 import { nodeUnknown } from '../log.ts';
+import { rebootTelling } from './effects-rules.ts';
 import { updatesWindow } from './graph-rules.ts';
 import {
   AGAIN_MS,
   obstacles,
-  REBOOT_EXPECTED_MS,
   type RebootFacts,
   type RebootLook,
   type RebootStep,
@@ -23,7 +23,7 @@ import {
   stopped,
 } from './reboot-rules.ts';
 import type { UpkeepDeps } from './rollouts.ts';
-import { Graphs, lockUpkeep, readNodes, type Telling, tellNodes } from './store.ts';
+import { Graphs, lockUpkeep, readNodes, tellNodes } from './store.ts';
 import type { RebootState } from './tables.ts';
 
 const EVERY_MS = 2_000;
@@ -203,17 +203,8 @@ export class Reboots {
   }
 
   async #take(tx: Tx, steps: readonly RebootStep[], now: number): Promise<NodeId[]> {
-    const tellings: Telling[] = [];
-    for (const step of steps) {
-      await this.#write(tx, step, new Date(now));
-      const { node } = step;
-      if (step.do === 'lease') {
-        const reboot = { lease: step.id, until: step.until };
-        tellings.push({ node, upkeep: { reboot }, maintenanceUntil: now + REBOOT_EXPECTED_MS });
-      } else if (step.do !== 'want') {
-        tellings.push({ node, upkeep: { reboot: null }, maintenanceUntil: null });
-      }
-    }
+    for (const step of steps) await this.#write(tx, step, new Date(now));
+    const tellings = steps.flatMap((step) => rebootTelling(step, now) ?? []);
     await tellNodes(tx, tellings);
     return tellings.map(({ node }) => node);
   }

@@ -11,9 +11,10 @@ import type { Audit, AuditAction, AuditEntry } from '../../audit/audit.ts';
 import { type Database, type Sql, type Tx, uniqueViolation } from '../../platform/db.ts';
 import type { Logger } from '../../platform/log.ts';
 import { type Asked, onceOnly, uuidOf } from '../../platform/once.ts';
+import { type Effect, effectOf } from './effects-rules.ts';
 import { isUnwell, type NodeFacts } from './facts.ts';
 import { type RolloutFacts, type RolloutStep, stepRollout } from './rollout-rules.ts';
-import { endMaintenance, Graphs, lockUpkeep, readNodes, type Telling, tellNodes } from './store.ts';
+import { endMaintenance, Graphs, lockUpkeep, readNodes, tellNodes } from './store.ts';
 import { ROLLOUT_NODE_STATES, type RolloutNodeState, type RolloutState } from './tables.ts';
 import { planWaves } from './waves-rules.ts';
 
@@ -28,8 +29,6 @@ export interface UpkeepDeps {
   readonly seedSecret: Uint8Array;
 }
 
-/** While it installs and starts a version a node may be silent, but not for longer, in ms. */
-const UPDATE_EXPECTED_MS = 120_000;
 const EVERY_MS = 1_000;
 
 export interface RolloutRequest {
@@ -240,7 +239,7 @@ export class Rollouts {
       insert into rollout_nodes (rollout_id, node_id, wave, since)
       select ${row.id}, unnest(${joins.map(({ node }) => node as string)}::text[]), ${row.waves - 1}, ${new Date(now)}
       on conflict do nothing`;
-    const effects = steps.flatMap((step) => effectOf(row, step, byId, now));
+    const effects = steps.flatMap((step) => effectOf(row, step, byId, now) ?? []);
     await writeParts(tx.sql, row.id, effects, new Date(now));
     await tellNodes(
       tx,
@@ -310,53 +309,6 @@ export class Rollouts {
       startedAt: iso(row.startedAt),
       endedAt: row.endedAt === null ? null : iso(row.endedAt),
     };
-  }
-}
-
-interface Effect {
-  readonly part: { node: NodeId; state: RolloutNodeState; before: string | null; reason: string | null };
-  readonly telling: Telling;
-}
-
-/** What a step does to a node: how far it is, and what it is told. */
-function effectOf(
-  row: Stored,
-  step: RolloutStep,
-  byId: ReadonlyMap<NodeId, NodeFacts>,
-  now: number,
-): Effect[] {
-  if (!('node' in step) || step.do === 'join') return [];
-  const { node } = step;
-  const facts = byId.get(node);
-  const before = 'before' in step ? step.before : (facts?.part?.before ?? null);
-  const expected = now + Math.min(UPDATE_EXPECTED_MS, row.timeoutSeconds * 1000);
-  // what is down anyway is not excused for being so
-  const maintenanceUntil = facts?.health === 'down' ? null : expected;
-  const effect = (state: RolloutNodeState, telling: Omit<Telling, 'node'>, reason: string | null = null) => [
-    { part: { node, state, before, reason }, telling: { node, ...telling } },
-  ];
-  const told = { upkeep: { agentVersion: row.version } };
-  const untold = { upkeep: { agentVersion: before } };
-  switch (step.do) {
-    case 'start':
-      return effect('updating', { ...told, maintenanceUntil });
-    case 'skip':
-      return effect('skipped', { ...told, maintenanceUntil: null });
-    case 'updated':
-      return effect('updated', { upkeep: {}, maintenanceUntil: null });
-    case 'failed':
-      return effect(
-        'failed',
-        { ...untold, maintenanceUntil: step.reason === 'not_reverted' ? null : maintenanceUntil },
-        step.reason,
-      );
-    case 'revert':
-      return effect(step.wait ? 'reverting' : 'reverted', {
-        ...untold,
-        maintenanceUntil: step.wait ? maintenanceUntil : null,
-      });
-    case 'reverted':
-      return effect('reverted', { upkeep: {}, maintenanceUntil: null });
   }
 }
 

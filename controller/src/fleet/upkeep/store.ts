@@ -8,6 +8,7 @@ import { bitsToDigest } from '../../platform/columns.ts';
 import type { Sql, Tx } from '../../platform/db.ts';
 import type { HealthState } from '../health.ts';
 import type { NodeState } from '../tables.ts';
+import type { Telling } from './effects-rules.ts';
 import type { NodeFacts, RolloutPart } from './facts.ts';
 import { type RegionFacts, type RegionGraph, regionGraph, updatesWindow } from './graph-rules.ts';
 import type { RolloutNodeState } from './tables.ts';
@@ -127,18 +128,6 @@ export async function endMaintenance(sql: Sql, now: Date): Promise<NodeId[]> {
   const rows = await sql<{ id: NodeId }[]>`
     update nodes set maintenance_until = null where maintenance_until <= ${now} returning id`;
   return rows.map(({ id }) => id);
-}
-
-/** What a node is told; a property that is null is taken back, one that is absent stays. */
-export interface Telling {
-  readonly node: NodeId;
-  readonly upkeep: {
-    readonly agentVersion?: string | null;
-    readonly updates?: { fromMinute: number; minutes: number };
-    readonly reboot?: { lease: string; until: number } | null;
-  };
-  /** Until when it may be silent, in milliseconds since the epoch; null ends that. Absent: as it was. */
-  readonly maintenanceUntil?: number | null;
 }
 
 /** Tells nodes something of their upkeep. Their generation rises only where that is new to them. */
