@@ -20,7 +20,14 @@ export default defineConfig({
           testTimeout: 300_000,
         },
       },
-      { test: { ...common, name: 'http', include: ['test/http/*.test.ts'], testTimeout: 300_000 } },
+      {
+        test: {
+          ...common,
+          name: 'http',
+          include: ['test/{http,simulation}/*.test.ts'],
+          testTimeout: 300_000,
+        },
+      },
       { test: { ...common, name: 'model', include: ['test/model/*.test.ts'], testTimeout: 500_000 } },
       {
         test: {
