@@ -199,7 +199,7 @@ async function build(
     providers: await providersOf(config, clock),
     limits: config.providers.growth,
     seedSecret: masterKey,
-    userData: await userDataFor(config.providers, config.publicUrl),
+    userData: await userDataFor(config.providers, urlForMachines(config)),
   });
   const upkeep = { db, clock, log, registry: metrics.registry, audit, fleet, seedSecret: masterKey };
   const rollouts = new Rollouts(upkeep);
@@ -301,6 +301,11 @@ async function createBus({ mqtt }: Config, db: Database, clock: Clock): Promise<
       ? { tls: { cert: await readFile(tls.certFile, 'utf8'), key: await readSecretFile(tls.keyFile) } }
       : {}),
   });
+}
+
+/** Where a new machine enrolls: a token must not travel in the clear, unless it is within the mesh. */
+function urlForMachines({ publicUrl, meshUrl }: Config): string {
+  return publicUrl.startsWith('https:') ? publicUrl : meshUrl;
 }
 
 /** Who has machines to give. */

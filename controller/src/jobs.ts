@@ -108,7 +108,7 @@ export function jobTable(at: JobDeps): Job[] {
     { name: 'peers.release_left', everyMs: 5_000, on: 'fleet', run: () => at.peers.releaseLeft() },
     { name: 'peers.forget_keys', everyMs: 60 * MINUTE, on: 'fleet', run: () => at.peers.forgetKeys() },
     { name: 'machines.sample', everyMs: 5 * MINUTE, on: 'fleet', run: () => at.machines.sample() },
-    { name: 'machines.decide', everyMs: 15_000, on: 'fleet', run: () => at.machines.decide() },
+    { name: 'machines.decide', everyMs: 5_000, on: 'fleet', run: () => at.machines.decide() },
     {
       name: 'machines.step',
       everyMs: 5_000,

@@ -30,6 +30,7 @@
 import { join } from 'node:path';
 import { Peer } from '@katafract/shared/api';
 import { prepareMosquitto } from '../mosquitto.ts';
+import { Cloud } from './cloud.ts';
 import { Controller, expectOk, MQTT_PORT } from './controller.ts';
 import { Device, type KeyPair, makeKeys } from './device.ts';
 import { Exit } from './exit.ts';
@@ -56,6 +57,8 @@ export interface LabOptions {
   /** `embedded` where absent. */
   readonly broker?: 'embedded' | 'mosquitto';
   readonly controllerEnv?: NodeJS.ProcessEnv;
+  /** The controller may have machines from the lab. */
+  readonly cloud?: boolean;
   readonly agentArgs?: readonly string[];
   readonly agentEnv?: NodeJS.ProcessEnv;
   /** What happened, as it happens. */
@@ -80,6 +83,7 @@ export class Network {
   readonly exits: Exit[] = [];
   readonly devices: Device[] = [];
   readonly #claim: Claim;
+  #made = 0;
   #web4: Listener | undefined;
   #web6: Listener | undefined;
 
@@ -95,11 +99,7 @@ export class Network {
   /** Makes the hosts and plugs them in; resolves when every cable carries packets both ways. */
   protected async build(options: LabOptions): Promise<void> {
     await Promise.all([createInternet(this.inet), createMesh(this.mesh)]);
-    for (const [index, { name, region }] of options.exits.entries()) {
-      const { agentArgs = [], agentEnv = {} } = options;
-      const spec = { name, region, wiring: cables.exit(index), port: `x${index + 1}`, agentArgs, agentEnv };
-      this.exits.push(new Exit(this.id, this.folder, spec, this.inet, this.mesh));
-    }
+    for (const { name, region } of options.exits) this.#newExit(name, region, options);
     for (let index = 0; index < options.devices; index++) {
       const [cable] = cables.device(index);
       if (!cable) throw new Error('a device has a cable');
@@ -116,6 +116,28 @@ export class Network {
     this.#web4 = await this.inet.listen({ port: 80, address: INTERNET.ipv4, reply: 'peer' });
     this.#web6 = await this.inet.listen({ port: 80, address: INTERNET.ipv6, reply: 'peer' });
     await Promise.all([this.artemis, ...this.exits, ...this.devices].map((host) => this.#carries(host)));
+  }
+
+  #newExit(name: string, region: string, { agentArgs = [], agentEnv = {} }: LabOptions): Exit {
+    const index = this.#made++;
+    const spec = { name, region, wiring: cables.exit(index), port: `x${index + 1}`, agentArgs, agentEnv };
+    const exit = new Exit(this.id, this.folder, spec, this.inet, this.mesh);
+    this.exits.push(exit);
+    return exit;
+  }
+
+  /** One more host with the cables of an exit, switched on; addresses are not used twice. */
+  protected async addExit(name: string, region: string, options: LabOptions): Promise<Exit> {
+    const exit = this.#newExit(name, region, options);
+    await exit.powerOn();
+    await this.#carries(exit);
+    return exit;
+  }
+
+  /** Takes an exit out of the lab for good. */
+  protected async removeExit(exit: Exit): Promise<void> {
+    this.exits.splice(this.exits.indexOf(exit), 1);
+    await exit.powerOff();
   }
 
   /** A port of a bridge forwards only a moment after it is up; a first packet may be lost to that. */
@@ -169,10 +191,21 @@ export interface ForeignBroker {
 export class Lab extends Network {
   #controller: Controller | undefined;
   #broker: ForeignBroker | undefined;
+  #cloud: Cloud | undefined;
 
   get controller(): Controller {
     if (!this.#controller) throw new Error('the lab is not up');
     return this.#controller;
+  }
+
+  get cloud(): Cloud {
+    if (!this.#cloud) throw new Error('the lab gives no machines');
+    return this.#cloud;
+  }
+
+  override async close(): Promise<void> {
+    await this.#cloud?.close();
+    await super.close();
   }
 
   get broker(): ForeignBroker {
@@ -214,7 +247,11 @@ export class Lab extends Network {
       meshAddress: mesh.ipv4,
       folder: this.folder,
       ...(options.database === undefined ? {} : { database: options.database }),
-      env: { ...(await this.#startBroker(options.broker)), ...options.controllerEnv },
+      env: {
+        ...(await this.#startBroker(options.broker)),
+        ...(await this.#openCloud(options)),
+        ...options.controllerEnv,
+      },
     });
     await this.controller.connect();
     await this.controller.start();
@@ -248,6 +285,17 @@ export class Lab extends Network {
     };
   }
 
+  /** @returns what the controller must be told of it */
+  async #openCloud(options: LabOptions): Promise<NodeJS.ProcessEnv> {
+    if (options.cloud !== true) return {};
+    this.#cloud = await Cloud.open({
+      add: (name, region) => this.addExit(name, region, options),
+      remove: (exit) => this.removeExit(exit),
+    });
+    await this.artemis.expose(this.#cloud.port);
+    return this.#cloud.env;
+  }
+
   async #join(spec: LabOptions['exits'][number]): Promise<void> {
     const exit = this.exit(spec.name);
     const { token } = await this.controller.operate<{ token: string }>('POST', '/v1/admin/join-tokens', {
@@ -259,13 +307,15 @@ export class Lab extends Network {
     await exit.enroll(this.controller.meshUrl, token);
   }
 
-  /** Waits until every node has said hello and taken its newest generation. */
+  /** Waits until every node that is not retired has said hello. */
   async nodesOnline(): Promise<void> {
     await waitFor('all nodes online', async () => {
       const { items } = await this.controller.operate<{ items: NodeView[] }>('GET', '/v1/admin/nodes');
-      return (
-        items.length === this.exits.length && items.every((node) => node.state === 'active' && node.connected)
+      const [retired, open] = [true, false].map((is) =>
+        items.filter(({ state }) => (state === 'retired') === is),
       );
+      const there = this.exits.filter(({ name }) => !retired?.some(({ id }) => id === name));
+      return open?.length === there.length && open.every((node) => node.state === 'active' && node.connected);
     });
   }
 
