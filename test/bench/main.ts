@@ -8,7 +8,7 @@
  *   (c) acked provisions a second, against a bare insert                (f) memory and idle work
  *   (g) payment to Sigil, lapse to peer gone from the kernel            (h) verified requests, against unverified
  *   (i) death of an exit to its device on another                       (j) thousands of agents on one controller
- *   (l) an exit with 5,000 peers is drained under pings
+ *   (k) 10,000 nodes and 1,000,000 peers in virtual time                 (l) a drain of 5,000 peers under pings
  */
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -28,6 +28,7 @@ import { measureFootprint } from './footprint.ts';
 import { describeMachine, type Machine } from './machine.ts';
 import { measureProvision, measureSizes } from './provision.ts';
 import { Report } from './report.ts';
+import { measureSimulation } from './simulation.ts';
 import { measureSnapshot } from './snapshot.ts';
 import { measureThroughput } from './throughput.ts';
 import { measureVerified } from './verified.ts';
@@ -41,7 +42,7 @@ const USAGE = `npm run bench -- [--only a,b,…] [--quick] [--profile]
 `;
 /** Those of one fleet with an exit for each size. */
 const SIZED = ['a', 'b', 'd', 'e', 'f'];
-const ALL = [...SIZED, 'c', 'g', 'h', 'i', 'j', 'l'];
+const ALL = [...SIZED, 'c', 'g', 'h', 'i', 'j', 'k', 'l'];
 /** An exit for each size, in a region of its own, so that a caller chooses the exit by the region. */
 const SIZES = [
   { exit: 'exit-0', region: 'r0', peers: 0 },
@@ -62,6 +63,11 @@ const FULL = {
   deaths: 40,
   agents: { counts: [1000, 5000], seconds: 60 },
   drained: 5000,
+  simulated: [
+    { nodes: 1000, peers: 100_000, seconds: 180 },
+    { nodes: 3000, peers: 300_000, seconds: 120 },
+    { nodes: 10_000, peers: 1_000_000, seconds: 120 },
+  ],
 };
 const QUICK: typeof FULL = {
   provision: { rounds: 5, each: 10 },
@@ -75,6 +81,7 @@ const QUICK: typeof FULL = {
   deaths: 4,
   agents: { counts: [1000], seconds: 20 },
   drained: 1000,
+  simulated: [{ nodes: 300, peers: 30_000, seconds: 90 }],
 };
 
 interface Options {
@@ -216,6 +223,7 @@ async function main(): Promise<void> {
         measureDrain(fleet, report, options.how.drained),
       );
     }
+    if (only.has('k')) await measureSimulation(postgres, report, options.how.simulated);
     if (only.has('h')) await measureVerified(postgres, report, options.how.verified);
     console.log(`written to ${report.finish(FOLDER)}`);
   } finally {
