@@ -5,10 +5,13 @@
  *
  *   node build.mjs                            all of them
  *   node build.mjs agent <version> <outfile>  the agent alone, as another release of it
+ *   node build.mjs deb [version]              the agent's Debian package, in dist
  */
-import { dirname } from 'node:path';
+import { readFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
+import { agentPackage } from './systemd/deb.mjs';
 
 const root = dirname(fileURLToPath(import.meta.url));
 
@@ -56,15 +59,29 @@ const programs = [
   { entry: 'agent/src/main.ts', outfile: 'agent/dist/main.mjs', ...whole },
   { entry: 'agent/src/helper.ts', outfile: 'agent/dist/helper.mjs', ...whole },
   { entry: 'controller/client/src/wraith/main.ts', outfile: 'controller/client/dist/wraith.mjs', ...whole },
+  { entry: 'controller/cli/src/main.ts', outfile: 'controller/cli/dist/katafract.mjs', ...whole },
   { entry: 'controller/src/main.ts', outfile: 'controller/dist/main.mjs', plugins: [externalPackages] },
 ];
 
-const [release, version, outfile] = process.argv.slice(2);
-const wanted =
-  release === 'agent'
-    ? [{ entry: 'agent/src/main.ts', outfile, plugins: [asVersion(version)], ...whole }]
-    : programs;
-for (const { entry, ...options } of wanted) {
-  await build({ ...common, ...options, entryPoints: [entry] });
-  console.log(`built ${options.outfile}`);
+async function buildAll(wanted) {
+  for (const { entry, ...options } of wanted) {
+    await build({ ...common, ...options, entryPoints: [entry] });
+    console.log(`built ${options.outfile}`);
+  }
+}
+
+async function buildPackage(version) {
+  const bundle = (entry, outfile) => ({ entry, outfile, plugins: [asVersion(version)], ...whole });
+  const [main, helper] = [join(root, 'dist/agent/main.mjs'), join(root, 'dist/agent/helper.mjs')];
+  await buildAll([bundle('agent/src/main.ts', main), bundle('agent/src/helper.ts', helper)]);
+  const { path, sha256 } = agentPackage({ main, helper, version, folder: join(root, 'dist') });
+  console.log(`built ${path}\nSHA-256 ${sha256}`);
+}
+
+const [what, version, outfile] = process.argv.slice(2);
+if (what === 'deb') {
+  await buildPackage(version ?? JSON.parse(readFileSync(join(root, 'agent/package.json'), 'utf8')).version);
+} else {
+  const release = { entry: 'agent/src/main.ts', outfile, plugins: [asVersion(version)], ...whole };
+  await buildAll(what === 'agent' ? [release] : programs);
 }

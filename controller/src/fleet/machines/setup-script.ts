@@ -22,7 +22,6 @@ export const BASE_PACKAGES = [
 export const SETUP_SCRIPT = `#!/bin/sh
 # Takes this machine to an enrolled exit node. Run by katafract-setup.service until it has succeeded once.
 set -eu
-umask 077
 export DEBIAN_FRONTEND=noninteractive
 
 apt() {

@@ -1,0 +1,127 @@
+/**
+ * A machine of a cloud: a tree of files that systemd boots in a container, in a network namespace of its own with one
+ * cable to the cloud. Its user data come from cloud-init's NoCloud seed.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { closeSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Host } from '../lab/host.ts';
+import { exec, type Output, run } from '../lab/process.ts';
+import { waitFor } from '../lab/wait.ts';
+
+export interface MachineOptions {
+  readonly name: string;
+  readonly cloud: Host;
+  /** The machine's own address in the cloud's 203.0.113.0/24. */
+  readonly address: string;
+  readonly gateway: string;
+  readonly image: string;
+  readonly folder: string;
+  readonly userData: string;
+  /** Where it gets Debian's own packages. */
+  readonly mirror: string;
+}
+
+export class Machine {
+  readonly root: string;
+  readonly console: string;
+  readonly #options: MachineOptions;
+  readonly #namespace: string;
+  #nspawn: ChildProcess | undefined;
+  #init = 0;
+
+  constructor(options: MachineOptions) {
+    this.#options = options;
+    this.root = join(options.folder, options.name);
+    this.console = join(options.folder, `${options.name}.console`);
+    this.#namespace = `${options.cloud.namespace}-${options.name}`;
+  }
+
+  /** Writes its disk. */
+  async install(): Promise<void> {
+    const { image, userData, name, mirror } = this.#options;
+    await exec('cp', ['--archive', image, this.root]);
+    const seed = join(this.root, 'var/lib/cloud/seed/nocloud');
+    mkdirSync(seed, { recursive: true });
+    writeFileSync(join(seed, 'user-data'), userData, { mode: 0o600 });
+    writeFileSync(join(seed, 'meta-data'), `instance-id: ${name}\n`);
+    const settings = 'datasource_list: [NoCloud, None]\nnetwork: {config: disabled}\n';
+    writeFileSync(join(this.root, 'etc/cloud/cloud.cfg.d/99-machine.cfg'), settings);
+    writeFileSync(join(this.root, 'etc/apt/sources.list'), `deb [trusted=yes] ${mirror} stable main\n`);
+    rmSync(join(this.root, 'etc/resolv.conf'), { force: true });
+    writeFileSync(join(this.root, 'etc/machine-id'), '');
+  }
+
+  /** Plugs the cable in and boots. The network is new each time, as after a power cut. */
+  async boot(): Promise<void> {
+    const { cloud, address, gateway, name } = this.#options;
+    await exec('ip', ['netns', 'add', this.#namespace]);
+    const inside = (...args: string[]) => exec('ip', ['-n', this.#namespace, ...args]);
+    await exec('ip', [
+      'link',
+      'add',
+      'eth0',
+      'netns',
+      this.#namespace,
+      'type',
+      'veth',
+      'peer',
+      'name',
+      name,
+      'netns',
+      cloud.namespace,
+    ]);
+    await inside('address', 'add', `${address}/24`, 'dev', 'eth0');
+    await inside('link', 'set', 'lo', 'up');
+    await inside('link', 'set', 'eth0', 'up');
+    await cloud.exec('ip', ['link', 'set', name, 'up', 'master', 'cloud0']);
+    await inside('route', 'add', 'default', 'via', gateway);
+    const options = ['--quiet', '--register=no', '--keep-unit', '--console=pipe'];
+    // of its own network it is the master, as a machine is
+    const network = ['--capability=CAP_NET_ADMIN', '--bind=/dev/net/tun'];
+    const env = { ...process.env, SYSTEMD_NSPAWN_API_VFS_WRITABLE: 'network' };
+    const where = ['--directory', this.root, `--network-namespace-path=/run/netns/${this.#namespace}`];
+    const log = openSync(this.console, 'a');
+    const nspawn = spawn('systemd-nspawn', [...options, ...network, ...where, '--boot'], {
+      stdio: ['ignore', log, log],
+      detached: true,
+      env,
+    });
+    closeSync(log);
+    this.#nspawn = nspawn;
+    this.#init = await waitFor(`${name} to boot`, () => {
+      const children = readFileSync(`/proc/${nspawn.pid}/task/${nspawn.pid}/children`, 'utf8')
+        .trim()
+        .split(' ');
+      return Number(children[0]) || null;
+    });
+    await waitFor(`${name} to take commands`, async () => {
+      const { stdout } = await this.run('systemctl', ['is-system-running']);
+      return /running|degraded|starting/.test(stdout);
+    });
+  }
+
+  /** Runs a command in it, whatever comes of it. */
+  run(command: string, args: readonly string[] = []): Promise<Output> {
+    const enter = ['--target', String(this.#init), '--mount', '--uts', '--ipc', '--net', '--pid', '--cgroup'];
+    return run('nsenter', [...enter, '--', command, ...args]);
+  }
+
+  /** Switches it off (systemd shuts down as at the press of the button) and pulls the cable. */
+  async off(): Promise<void> {
+    const nspawn = this.#nspawn;
+    if (!nspawn) return;
+    this.#nspawn = undefined;
+    const ended = new Promise((resolve) => nspawn.once('exit', resolve));
+    await run('kill', ['-s', 'RTMIN+4', String(this.#init)]);
+    const late = setTimeout(() => nspawn.kill('SIGKILL'), 60_000);
+    if (nspawn.exitCode === null && nspawn.signalCode === null) await ended;
+    clearTimeout(late);
+    await run('ip', ['netns', 'del', this.#namespace]);
+  }
+
+  async destroy(): Promise<void> {
+    await this.off();
+    rmSync(this.root, { recursive: true, force: true });
+  }
+}
