@@ -72,6 +72,13 @@ export default {
       to: { path: '^(?:agent|test|controller/(?!client/))' },
     },
     {
+      name: 'cli-only-shared',
+      comment: 'The operators’ command speaks to any controller over its API: it carries the contract alone.',
+      severity: 'error',
+      from: { path: '^controller/cli/src/', pathNot: TEST },
+      to: { path: '^(?:agent|test|controller/(?!cli/))' },
+    },
+    {
       name: 'agent-world-through-host',
       comment:
         'Only the real ports in host/ touch the machine: everything else can run against any other machine.',

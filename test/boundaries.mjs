@@ -10,7 +10,14 @@ import extractTSConfig from 'dependency-cruiser/config-utl/extract-ts-config';
 import config from '../.dependency-cruiser.mjs';
 
 process.chdir(fileURLToPath(new URL('..', import.meta.url)));
-const roots = ['shared/src', 'agent/src', 'controller/src', 'controller/client/src', 'test'];
+const roots = [
+  'shared/src',
+  'agent/src',
+  'controller/src',
+  'controller/client/src',
+  'controller/cli/src',
+  'test',
+];
 
 function sourceFiles(folder) {
   return readdirSync(folder, { withFileTypes: true }).flatMap((entry) => {
