@@ -144,6 +144,7 @@ async function bringUp(): Promise<Fleet> {
   const lab = await startLab({
     exits: EXITS,
     devices: WISHES.length + 1,
+    cloud: true,
     controllerEnv: shop.env,
     onStep: (text) => show.done(text),
   }).catch(async (error: unknown) => {

@@ -253,6 +253,38 @@ async function failsOver({ lab, sigil, payer }: Fleet): Promise<string> {
   return `on the standby after ${(took / 1000).toFixed(1)} s`;
 }
 
+/**
+ * A region whose one exit fills up, nobody being asked: the forecast says so, a machine is wanted, made and enrolled by
+ * what it was told alone, and the next device has its tunnel there.
+ */
+async function growsByItself({ lab, sigil, payer }: Fleet): Promise<string> {
+  const { controller } = lab;
+  const room = (capacity: number) => controller.operate('PATCH', '/v1/admin/nodes/ash-1', { capacity });
+  const growth = { provider: 'lab', location: 'lab', size: 'small', capacity: 50, maxExits: 2 };
+  await room(20);
+  await controller.operate('PATCH', '/v1/admin/regions/ash', { growth });
+  const crowd = await lab.mintSigil('ops');
+  for (let peer = 0; peer < 16; peer++) await lab.provision(crowd, makeKeys().publicKey, 'ash');
+  const since = performance.now();
+  const machine = await waitFor('a machine to serve', async () => {
+    assert.deepEqual(lab.cloud.faults, []);
+    const { items } = await controller.operate<{ items: { node: string; state: string; reason: string }[] }>(
+      'GET',
+      '/v1/admin/machines',
+    );
+    return items.find(({ state }) => state === 'serving');
+  });
+  const took = performance.now() - since;
+  const { peer } = await lab.connectDevice(payer, sigil, 'ash');
+  assert.equal(peer.exits[0]?.node, machine.node, 'the device was not put on the new exit');
+  assert.equal(await payer.httpGet(page(INTERNET.ipv4)), lab.exit(machine.node).publicAddress4);
+  await payer.down();
+  await controller.app('DELETE', `/v1/peers/${peer.id}`, sigil);
+  await controller.operate('PATCH', '/v1/admin/regions/ash', { growth: null });
+  await room(20_000);
+  return `${machine.node} serves after ${(took / 1000).toFixed(1)} s. ${machine.reason}`;
+}
+
 export const PROMISES: readonly Claim[] = [
   {
     name: 'every device shakes hands with its exit',
@@ -278,6 +310,7 @@ export const PROMISES: readonly Claim[] = [
     name: 'an exit is killed: its device is on a standby by itself, and home again when home is back',
     prove: failsOver,
   },
+  { name: 'a region that fills up grows by itself', prove: growsByItself },
   {
     name: 'controller killed: tunnels pass every ping, a standby takes over, all comes back',
     prove: survivesController,

@@ -39,6 +39,7 @@ let exit: FakeExit;
 const there = {
   regions: ['fra', 'ams'],
   nodes: ['fra-1', 'idle-1'],
+  machines: [] as string[],
   peers: [] as string[],
   sigils: [] as string[],
   subscriptions: [] as string[],
@@ -61,7 +62,13 @@ const OFF = /^POST \/v1\/(?:(?:webhooks|billing)\/|admin\/nodes\/\{id\}\/drain\/
 
 beforeAll(async () => {
   // nothing changes a table but requests: no jobs, no moves that end by themselves
-  controller = await startController(database.url, { env: { KATAFRACT_MOVE_GRACE_SECONDS: '86400' } });
+  controller = await startController(database.url, {
+    env: {
+      KATAFRACT_MOVE_GRACE_SECONDS: '86400',
+      KATAFRACT_AGENT_DEB_URL: 'https://packages.test/agent.deb',
+      KATAFRACT_AGENT_DEB_SHA256: '0'.repeat(64),
+    },
+  });
   await controller.ctx.jobs.stop();
   await controller.addRegion('fra');
   await controller.addRegion('ams');
@@ -86,6 +93,10 @@ beforeAll(async () => {
     const minted = await controller.mint('free');
     there.sigils.push(minted.id);
     there.subscriptions.push(minted.subscription);
+  }
+  for (let count = 0; count < 4; count++) {
+    const { id } = await controller.operate<{ id: string }>('POST', '/v1/admin/machines', { region: 'ams' });
+    there.machines.push(id);
   }
   await lookAround();
 });
@@ -129,7 +140,8 @@ async function enrollBody(node: string): Promise<unknown> {
 }
 
 const oneOf = (list: readonly unknown[]) => fc.nat().map((n) => list[n % list.length] ?? crypto.randomUUID());
-const kindOf = ({ path }: Operation) => /\/(peers|nodes|sigils|subscriptions)\/\{id\}/.exec(path)?.[1];
+const kindOf = ({ path }: Operation) =>
+  /\/(peers|nodes|sigils|subscriptions|regions|machines)\/\{id\}/.exec(path)?.[1];
 
 const world: World = {
   token: (scheme) => (scheme === 'Operator' ? controller.operatorToken : sigil),
@@ -162,7 +174,7 @@ const refill = (list: string[], values: readonly string[]) => void list.splice(0
 /** What a success changed in the world. */
 async function learn({ operation, request }: Fuzzed, { body }: RawAnswer): Promise<void> {
   const { method, path } = operation;
-  const made = body === '' ? {} : JSON.parse(body);
+  const made = body.startsWith('{') ? JSON.parse(body) : {};
   const keep = (list: string[], value: string) => {
     if (list.push(value) > 12) list.shift();
   };
@@ -170,6 +182,7 @@ async function learn({ operation, request }: Fuzzed, { body }: RawAnswer): Promi
     keep(there.sigils, made.id);
     keep(there.subscriptions, made.subscription);
   }
+  if (method === 'POST' && path === '/v1/admin/machines') keep(there.machines, made.id);
   if (typeof made.next === 'string') keep(there.cursors, made.next);
   // a cordoned exit would end the provisioning of everything after it
   if (method === 'PATCH' && request.target.includes('fra-1'))
@@ -238,7 +251,8 @@ function faults({ operation, way, request }: Fuzzed, answer: RawAnswer, resolve:
   if (way.startsWith('method') || way.startsWith('target') || documented === undefined) return [];
   if (documented === null) return body === '' ? [] : ['a body where there should be none'];
   const schema = documented[type];
-  return schema ? violations(schema, JSON.parse(body), resolve) : [`undocumented type: '${type}'`];
+  if (!schema) return [`undocumented type: '${type}'`];
+  return violations(schema, type.endsWith('json') ? JSON.parse(body) : body, resolve);
 }
 
 it(`answers ${RUNS} requests of every kind as documented, seed ${SEED}`, { timeout: 400_000 }, async () => {
