@@ -5,6 +5,7 @@
  * ever passes for the other's, whatever key signed it.
  */
 import { type CryptoKey, jwtVerify, SignJWT } from 'jose';
+import { KatafractError } from './errors.ts';
 
 /** The longest such a token may live, in seconds. */
 export const IDENTITY_TOKEN_SECONDS = 900;
@@ -36,27 +37,34 @@ export function mintIdentityToken(key: CryptoKey, kind: IdentityTokenKind, now: 
 
 /**
  * @param now milliseconds since the epoch
+ * @param refusal code and message of the error
  * @returns when it ends, in milliseconds since the epoch
- * @throws Error of jose, or another, that says why: callers turn it into a stable code of theirs
+ * @throws KatafractError of that code (401), whatever the reason; the cause says which.
  */
 export async function verifyIdentityToken(
   token: string,
   key: CryptoKey,
   kind: IdentityTokenKind,
   now: number,
+  refusal: readonly [code: string, message: string],
 ): Promise<{ expiresAt: number }> {
-  const { payload } = await jwtVerify(token, key, {
-    algorithms: ['EdDSA'],
-    typ: kind.typ,
-    issuer: kind.name,
-    subject: kind.name,
-    audience: kind.audience,
-    requiredClaims: ['exp', 'iat', 'nbf', 'jti'],
-    clockTolerance: LEEWAY_SECONDS,
-    currentDate: new Date(now),
-  });
-  const { exp = 0, iat = 0 } = payload;
-  if (exp - iat > IDENTITY_TOKEN_SECONDS) throw new Error('lifetime too long');
-  if (iat * 1000 > now + LEEWAY_SECONDS * 1000) throw new Error('issued in the future');
-  return { expiresAt: exp * 1000 };
+  try {
+    const { payload } = await jwtVerify(token, key, {
+      algorithms: ['EdDSA'],
+      typ: kind.typ,
+      issuer: kind.name,
+      subject: kind.name,
+      audience: kind.audience,
+      requiredClaims: ['exp', 'iat', 'nbf', 'jti'],
+      clockTolerance: LEEWAY_SECONDS,
+      currentDate: new Date(now),
+    });
+    const { exp = 0, iat = 0 } = payload;
+    if (exp - iat > IDENTITY_TOKEN_SECONDS) throw new Error('lifetime too long');
+    if (iat * 1000 > now + LEEWAY_SECONDS * 1000) throw new Error('issued in the future');
+    return { expiresAt: exp * 1000 };
+  } catch (cause) {
+    const [code, message] = refusal;
+    throw new KatafractError(code, message, { status: 401, cause });
+  }
 }

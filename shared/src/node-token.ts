@@ -4,7 +4,6 @@
  */
 import type { CryptoKey, JWK } from 'jose';
 import { z } from 'zod';
-import { KatafractError } from './errors.ts';
 import { mintIdentityToken, verifyIdentityToken } from './identity-token.ts';
 import type { NodeId } from './units.ts';
 
@@ -35,17 +34,14 @@ export function mintNodeToken(
  * @param now milliseconds since the epoch
  * @throws KatafractError `node_token_invalid` (401), whatever the reason; the cause says which.
  */
-export async function verifyNodeToken(
+export function verifyNodeToken(
   token: string,
   key: CryptoKey,
   expected: { node: NodeId; audience: NodeAudience; now: number },
 ): Promise<{ expiresAt: number }> {
   const { node: name, audience, now } = expected;
-  try {
-    return await verifyIdentityToken(token, key, { typ: TYP, name, audience }, now);
-  } catch (cause) {
-    throw new KatafractError('node_token_invalid', 'the node token is not valid', { status: 401, cause });
-  }
+  const refusal = ['node_token_invalid', 'the node token is not valid'] as const;
+  return verifyIdentityToken(token, key, { typ: TYP, name, audience }, now, refusal);
 }
 
 /** Drops everything of a JWK but the public half. */

@@ -151,20 +151,14 @@ export function mintOperatorToken(key: CryptoKey, name: OperatorName, now: numbe
 }
 
 /** @throws KatafractError `operator_proof_invalid` (401), whatever the reason; the cause says which. */
-export async function verifyOperatorToken(
+export function verifyOperatorToken(
   token: string,
   key: CryptoKey,
   expected: { readonly name: OperatorName; readonly now: number },
 ): Promise<{ expiresAt: number }> {
   const kind = { typ: TOKEN_TYP, name: operatorUsername(expected.name), audience: TOKEN_AUDIENCE };
-  try {
-    return await verifyIdentityToken(token, key, kind, expected.now);
-  } catch (cause) {
-    throw new KatafractError('operator_proof_invalid', 'the proof of the operator is not valid', {
-      status: 401,
-      cause,
-    });
-  }
+  const refusal = ['operator_proof_invalid', 'the proof of the operator is not valid'] as const;
+  return verifyIdentityToken(token, key, kind, expected.now, refusal);
 }
 
 /** POST /v1/admin/operator-keys. */
