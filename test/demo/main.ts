@@ -94,6 +94,10 @@ async function provePromises(fleet: Fleet, stopped: () => boolean): Promise<bool
   return held;
 }
 
+/** How the operators' command is called here. */
+const operateBy = (api: string, tokenFile: string) =>
+  `KATAFRACT_URL=${api} KATAFRACT_OPERATOR_TOKEN_FILE=${tokenFile} node controller/cli/dist/katafract.mjs nodes`;
+
 function showWayIn({ lab, connections }: Fleet): void {
   show.heading('Up. Ctrl-C takes it all away again.');
   const [first] = connections;
@@ -103,6 +107,7 @@ function showWayIn({ lab, connections }: Fleet): void {
       ['API', lab.api],
       ['reference', `${lab.api}/docs`],
       ['operator token', lab.controller.operatorTokenFile],
+      ['operate it', operateBy(lab.api, lab.controller.operatorTokenFile)],
       ['this lab as JSON', STATE_FILE],
       ['logs', `${lab.folder}/*.log`],
       ['an exit from inside', `ip netns exec ${lab.exits[0]?.namespace} wg show wg0`],

@@ -15,6 +15,7 @@ import { exportJWK, generateKeyPair } from 'jose';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { useDatabase } from '../database.ts';
 import { waitFor } from '../lab/wait.ts';
+import { TestOperator } from '../operator.ts';
 import { startController, type TestController } from './controller.ts';
 import { type FakeExit, newKey, startExit } from './fake-exit.ts';
 import {
@@ -47,6 +48,7 @@ const there = {
   keys: [] as string[],
   entries: [] as string[],
   devices: [] as string[],
+  operators: ['op-1', 'op-2'],
 };
 const bodies = new Map<string, unknown[]>();
 let sigil = '';
@@ -79,6 +81,7 @@ beforeAll(async () => {
   await controller.call('POST', '/v1/nodes/enroll', { body: bodies.get('/v1/nodes/enroll')?.[0] });
   const token = await mintNodeToken(exit.key, exit.node, 'katafract-broker', Date.now());
   bodies.set('/v1/nodes/session', [{ node: exit.node, token }]);
+  await registerOperators();
   // keeps fra-1 from being retired as empty
   const { sigil: other } = await controller.mint('free');
   await controller.provision(other, newKey(), 'fra');
@@ -130,6 +133,17 @@ async function stateOf(node: string): Promise<string | undefined> {
   return items.find(({ id }) => id === node)?.state;
 }
 
+/** One that shows its token, and some to be revoked. */
+async function registerOperators(): Promise<void> {
+  for (const name of ['shown', ...there.operators]) {
+    const operator = await TestOperator.make(name, 'http://artemis.test');
+    const body = { name, publicJwk: operator.jwk };
+    await controller.operate('POST', '/v1/admin/operator-keys', body);
+    if (name === 'shown')
+      bodies.set('/v1/operators/session', [{ operator: name, token: await operator.token() }]);
+  }
+}
+
 async function enrollBody(node: string): Promise<unknown> {
   const wish = { region: 'ams', node, endpoint: '192.0.2.99:51820' };
   const { token } = await controller.operate<{ token: string }>('POST', '/v1/admin/join-tokens', wish);
@@ -156,6 +170,7 @@ const world: World = {
     if (name === 'id' && operation.path.includes('/devices/{jkt}')) return fc.constant(subscription);
     if (name === 'jkt') return oneOf(there.devices);
     if (name === 'id' && kind) return oneOf(there[kind as 'peers']);
+    if (name === 'name' && operation.path.includes('/operator-keys/')) return oneOf(there.operators);
     if (name === 'region') return oneOf(there.regions);
     if (name === 'subscription') return oneOf(there.subscriptions);
     if (name === 'cursor') return oneOf(there.cursors);
