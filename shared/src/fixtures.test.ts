@@ -5,6 +5,7 @@ import desired from '../fixtures/1/desired.json' with { type: 'json' };
 import enrollment from '../fixtures/1/enroll.json' with { type: 'json' };
 import nodeToken from '../fixtures/1/node-token.json' with { type: 'json' };
 import sigil from '../fixtures/1/sigil.json' with { type: 'json' };
+import upkeep from '../fixtures/1/upkeep.json' with { type: 'json' };
 import uplink from '../fixtures/1/uplink.json' with { type: 'json' };
 import { verifyDesired } from './desired.ts';
 import { ENROLLING, EnrollRequest, EnrollResponse, splitJoinToken } from './enroll.ts';
@@ -59,6 +60,14 @@ describe('protocol 1', () => {
     expect(Applied.parse(uplink.applied)).toEqual(uplink.applied);
     expect(Heartbeat.parse(uplink.heartbeat)).toEqual(uplink.heartbeat);
     expect(Presence.parse(uplink.presence)).toEqual(uplink.presence);
+  });
+
+  it('reads what a node is told of its upkeep, and what it says of it', async () => {
+    const { stateKey, delta, heartbeat } = upkeep;
+    const told = await verifyDesired(delta.jws, await publicKey(stateKey), node);
+    expect(told).toEqual(delta.message);
+    expect(told.config?.upkeep).toBeDefined();
+    expect(Heartbeat.parse(heartbeat)).toEqual(heartbeat);
   });
 
   it('accepts a node’s token at its time, and not long after', async () => {
