@@ -78,7 +78,9 @@ describe('a release', () => {
           // a machine fails that the release has nothing to do with, and comes back
           const at = Math.floor(random() * world.nodes.length);
           const node = world.nodes[at];
-          const bystander = node?.part?.state === 'waiting' || (node?.part?.wave ?? 0) < (rollout?.wave ?? 0);
+          // a machine that dies in the very moment of its turn looks like a bad release, and counts as one
+          const [wave, current] = [node?.part?.wave ?? 0, rollout?.wave ?? 0];
+          const bystander = wave < current || wave > current + 1;
           if (node && bystander && random() < 0.003 * trouble)
             node.silentUntil = world.now + random() * 10 * MINUTE;
         });
