@@ -4,7 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
-import type { TestPostgres } from '../postgres.ts';
+import { startPostgres } from '../postgres.ts';
 import type { SimulationResult } from '../simulation/simulation.ts';
 import { NODE_TYPESCRIPT } from './place.ts';
 import type { Report } from './report.ts';
@@ -69,21 +69,27 @@ function passRows(found: readonly SimulationResult[]): Cell[][] {
   ]);
 }
 
-export async function measureSimulation(
-  postgres: TestPostgres,
-  report: Report,
-  sizes: readonly SimulatedSize[],
-): Promise<void> {
+/** A server as one has it for millions of rows; all else is as it ships. */
+const SERVER = { shared_buffers: '1GB', max_wal_size: '8GB' };
+
+async function simulateAll(report: Report, sizes: readonly SimulatedSize[]): Promise<SimulationResult[]> {
+  const postgres = await startPostgres(SERVER);
   const found: SimulationResult[] = [];
-  for (const size of sizes) {
-    const database = await postgres.createDatabase();
-    try {
+  try {
+    for (const size of sizes) {
+      const database = await postgres.createDatabase();
       report.step(`simulating ${size.nodes.toLocaleString('en')} nodes`);
       found.push(await simulated(database.url, size, (text) => report.step(`  ${text}`)));
-    } finally {
       await database.drop();
     }
+    return found;
+  } finally {
+    await postgres.stop();
   }
+}
+
+export async function measureSimulation(report: Report, sizes: readonly SimulatedSize[]): Promise<void> {
+  const found = await simulateAll(report, sizes);
   report.table(
     '(k) ms of a pass by nodes / peers: mean, longest',
     ['job', ...found.flatMap((one) => [name(one), ''])],

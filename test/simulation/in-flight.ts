@@ -8,6 +8,7 @@ type Then = Promise<unknown>['then'];
 
 export class InFlight {
   #count = 0;
+  #done: () => void = () => undefined;
   #statements = 0;
 
   get statements(): number {
@@ -39,8 +40,13 @@ export class InFlight {
     try {
       return await work;
     } finally {
-      this.#count--;
+      this.#end();
     }
+  }
+
+  #end(): void {
+    this.#count--;
+    if (this.#count === 0) this.#done();
   }
 
   /** A statement begins when somebody waits for it; a fragment of another one never does. */
@@ -57,7 +63,7 @@ export class InFlight {
             begun = true;
             this.#count++;
             this.#statements++;
-            const done = () => void this.#count--;
+            const done = () => this.#end();
             then(done, done);
             return then(...waiting);
           },
@@ -72,6 +78,13 @@ export class InFlight {
     for (let quiet = 0; quiet < 3; ) {
       await new Promise((resolve) => setImmediate(resolve));
       quiet = this.#count === 0 ? quiet + 1 : 0;
+      if (this.#count > 0) await this.#finished();
     }
+  }
+
+  #finished(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#done = resolve;
+    });
   }
 }

@@ -71,7 +71,7 @@ async function finish(target: Writable): Promise<void> {
 async function bare(sql: Sql, table: string): Promise<() => Promise<void>> {
   const constraints = await sql<{ name: string; definition: string }[]>`
     select conname as name, pg_get_constraintdef(oid) as definition from pg_constraint
-    where conrelid = ${table}::regclass and contype in ('p', 'u')`;
+    where conrelid = ${table}::regclass and contype in ('p', 'u', 'f') order by contype`;
   for (const { name } of constraints) await sql.unsafe(`alter table ${table} drop constraint ${name}`);
   const indexes = await sql<{ name: string; definition: string }[]>`
     select indexname as name, indexdef as definition from pg_indexes where tablename = ${table}`;
@@ -110,7 +110,7 @@ export async function populate(
 
 const hex = (digest: bigint) => digest.toString(16).padStart(EMPTY_DIGEST.length, '0') as Digest;
 
-/** Places each peer, and counts it where it is. */
+/** Places the devices of each subscription, which come together and go to the same exits, and counts them there. */
 async function settle(
   sql: Sql,
   plan: AddressPlan,
@@ -129,15 +129,18 @@ async function settle(
   const owners = await sql`copy subscriptions (id, tier, expires_at, peer_count) from stdin`.writable();
   const expires = new Date(now + 300 * 86_400_000).toISOString();
   let owner = '';
+  let region = '' as RegionId;
+  let exits: readonly NodeId[] = [];
   for (let from = 0; from < count; from += CHUNK) {
     const texts = { peers: '', rows: '', owners: '' };
     const keys = randomBytes(CHUNK * 32);
     for (let peer = from; peer < Math.min(count, from + CHUNK); peer++) {
       if (peer % PEERS_A_SUBSCRIPTION === 0) {
         owner = uuidv7(now);
+        region = nodes[random.integer(0, nodes.length - 1)]?.region ?? region;
+        exits = placement.place({ region, standbys: STANDBYS, now }).map(({ node }) => node);
         texts.owners += `${owner}\tpro\t${expires}\t${Math.min(PEERS_A_SUBSCRIPTION, count - peer)}\n`;
       }
-      const region = nodes[random.integer(0, nodes.length - 1)]?.region ?? ('' as RegionId);
       const start = (peer - from) * 32;
       const publicKey = keys.subarray(start, start + 32).toString('base64') as PublicKey;
       const index = plan.first + peer;
@@ -145,7 +148,7 @@ async function settle(
       const fold = BigInt(`0x${entryDigest(entry)}`);
       const id = uuidv7(now);
       texts.peers += `${id}\t${owner}\t${publicKey}\t${index}\t${region}\n`;
-      for (const [rank, { node: exit }] of placement.place({ region, standbys: STANDBYS, now }).entries()) {
+      for (const [rank, exit] of exits.entries()) {
         const node = byId.get(exit);
         if (!node) throw new Error('placement names nodes that there are');
         node.peerCount += 1;

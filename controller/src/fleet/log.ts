@@ -228,12 +228,13 @@ export async function raiseLineage(sql: Sql, node: NodeId, above: Lineage): Prom
 export async function sweepTombstones(sql: Sql): Promise<number> {
   const rows = await sql<{ count: number }[]>`
     with passed as (
-      select n.id, r.applied_generation as upto
+      select n.id, n.swept_generation as beyond, r.applied_generation as upto
       from nodes n join node_reports r on r.node_id = n.id and r.applied_lineage = n.lineage
       where r.applied_generation > n.swept_generation order by n.id for update of n
     ), gone as (
       delete from placements p using passed
-      where p.node_id = passed.id and p.removed and p.generation <= passed.upto returning 1
+      where p.node_id = passed.id and p.removed and p.generation > passed.beyond and p.generation <= passed.upto
+      returning 1
     ), marked as (
       update nodes n set swept_generation = passed.upto from passed where n.id = passed.id
     )

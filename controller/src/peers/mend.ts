@@ -15,6 +15,8 @@ import { lockPeers } from './store.ts';
 const PAGE = 1000;
 const BATCH = 250;
 const EVERY_MS = 3_600_000;
+/** Between two looks at who takes peers, in ms: a little less than the timer's. */
+const LOOK_MS = 900;
 const FIRST = '00000000-0000-0000-0000-000000000000';
 
 interface Seen {
@@ -33,6 +35,7 @@ export class Mending {
   #again = true;
   #nextAt = 0;
   #available: ReadonlySet<NodeId> = new Set();
+  #lookedAt = 0;
 
   constructor(deps: EvacuationDeps) {
     this.#deps = deps;
@@ -40,10 +43,8 @@ export class Mending {
 
   /** Looks at one page. @returns whether there is another one at once */
   async pass(): Promise<boolean> {
-    const { fleet, now } = this.#deps;
-    const available = new Set(fleet.roster.available());
-    this.#again ||= now() >= this.#nextAt || [...available].some((node) => !this.#available.has(node));
-    this.#available = available;
+    const { now } = this.#deps;
+    this.#again ||= now() >= this.#nextAt || this.#somebodyNew();
     if (this.#after === null && !this.#again) return false;
     if (this.#after === null) {
       this.#again = false;
@@ -55,6 +56,17 @@ export class Mending {
     for (let at = 0; at < ids.length; at += BATCH) await this.#mend(ids.slice(at, at + BATCH));
     this.#after = page.length === PAGE ? (page.at(-1)?.id ?? null) : null;
     return this.#after !== null || this.#again;
+  }
+
+  /** Whether a node takes peers that did not before; looked at each second, however short the passes. */
+  #somebodyNew(): boolean {
+    const { fleet, now } = this.#deps;
+    if (now() < this.#lookedAt + LOOK_MS) return false;
+    this.#lookedAt = now();
+    const available = new Set(fleet.roster.available());
+    const found = [...available].some((node) => !this.#available.has(node));
+    this.#available = available;
+    return found;
   }
 
   #page(after: string): Promise<Seen[]> {
