@@ -64,6 +64,16 @@ interface Judged {
   readonly verdict: Verdict;
 }
 
+/** A verdict that nothing was heard since to change, and what it was passed on. */
+interface Settled {
+  readonly row: Row;
+  readonly heard: number | null;
+  readonly seen: Seen;
+  readonly verdict: ReturnType<typeof judge>;
+}
+
+const hasChanged = ({ was, verdict }: Judged) => verdict.state !== was.state || verdict.reason !== was.reason;
+
 /** How often the same alarm is logged, in ms. */
 const ALARM_MS = 60_000;
 /** How often everything is read, whatever was said to have changed, in ms. */
@@ -74,6 +84,7 @@ export class Watch {
   /** As last read; read again for each node that something new is known of. */
   #rows = new Map<NodeId, Row>();
   readonly #verdicts = new Map<NodeId, Verdict>();
+  readonly #settled = new Map<NodeId, Settled>();
   readonly #asked = new Map<NodeId, number>();
   readonly #gauge: Gauge<'state'>;
   readonly #implausible: Gauge;
@@ -102,12 +113,11 @@ export class Watch {
   async ask(): Promise<void> {
     const { fleet, clock } = this.#deps;
     const now = clock.now();
-    for (const { nodes } of fleet.roster.regions()) {
-      for (const { id } of nodes) {
-        if (!shouldAsk(fleet.roster.heard(id), this.#asked.get(id) ?? 0, now)) continue;
-        this.#asked.set(id, now);
-        await fleet.ask(id);
-      }
+    for (const { id, state } of [...fleet.roster.nodes()]) {
+      if (state === 'retired') continue;
+      if (!shouldAsk(fleet.roster.heard(id), this.#asked.get(id) ?? 0, now)) continue;
+      this.#asked.set(id, now);
+      await fleet.ask(id);
     }
   }
 
@@ -116,11 +126,9 @@ export class Watch {
     const { clock, fleet } = this.#deps;
     await this.#read();
     const now = clock.now();
-    this.#hearingSince = hearingSince(this.#hearingSince, {
-      now,
-      lastLook: this.#lastLook,
-      broker: fleet.hears,
-    });
+    const since = hearingSince(this.#hearingSince, { now, lastLook: this.#lastLook, broker: fleet.hears });
+    if (since !== this.#hearingSince) this.#settled.clear();
+    this.#hearingSince = since;
     this.#lastLook = now;
     const judged = this.#doubt(
       [...this.#rows.values()].filter(serves(fleet)).map((row) => this.#judge(row, now)),
@@ -130,9 +138,7 @@ export class Watch {
     for (const state of HEALTH_STATES) {
       this.#gauge.set({ state }, judged.filter(({ verdict }) => verdict.state === state).length);
     }
-    const changed = judged.filter(
-      ({ was, verdict }) => verdict.state !== was.state || verdict.reason !== was.reason,
-    );
+    const changed = judged.filter(hasChanged);
     if (changed.length > 0) await this.#write(changed);
   }
 
@@ -153,13 +159,25 @@ export class Watch {
   }
 
   #judge(row: Row, now: number): Judged {
+    const { roster } = this.#deps.fleet;
+    const heard = roster.heard(row.node);
+    const expectedUntil = roster.has(row.node) ? roster.node(row.node).maintenanceUntil : null;
+    const settled = this.#settled.get(row.node);
+    if (settled?.row === row && settled.heard === heard && settled.seen.expectedUntil === expectedUntil) {
+      const { seen, verdict } = settled;
+      const quiet = isQuiet(seen, { now, hearingSince: this.#hearingSince });
+      if (now < verdict.nextLookAt) return { node: row.node, was: verdict, quiet, verdict };
+    }
     const remembered = this.#verdicts.get(row.node);
     const was = row.state === null ? (remembered ?? newcomer(now)) : upToDate(row, row.state, remembered);
-    const { roster } = this.#deps.fleet;
-    const expectedUntil = roster.has(row.node) ? roster.node(row.node).maintenanceUntil : null;
-    const seen = { ...seenOf(row, roster.heard(row.node)), expectedUntil };
+    const seen = { ...seenOf(row, heard), expectedUntil };
     const at = { now, hearingSince: this.#hearingSince };
-    return { node: row.node, was, quiet: isQuiet(seen, at), verdict: judge(was, seen, at) };
+    const verdict = judge(was, seen, at);
+    const judged = { node: row.node, was, quiet: isQuiet(seen, at), verdict };
+    // what is still to be written down is judged again until it is
+    if (hasChanged(judged)) this.#settled.delete(row.node);
+    else this.#settled.set(row.node, { row, heard, seen, verdict });
+    return judged;
   }
 
   /** Where more than half of the fleet would be down, this controller is more likely the one that is ill. */
@@ -175,6 +193,7 @@ export class Watch {
     }
     this.#implausible.set(doubted ? 1 : 0);
     if (!doubted) return judged;
+    this.#settled.clear();
     return judged.map((one) => {
       if (one.verdict.state !== 'down' || one.was.state === 'down') return one;
       const state = 'suspect' as const;
