@@ -41,6 +41,8 @@ const there = {
   regions: ['fra', 'ams'],
   nodes: ['fra-1', 'idle-1'],
   machines: [] as string[],
+  rollouts: [] as string[],
+  reboots: [] as string[],
   peers: [] as string[],
   sigils: [] as string[],
   subscriptions: [] as string[],
@@ -57,10 +59,10 @@ let subscription = '';
 let deviceKey: DeviceKey;
 let bound = '';
 /**
- * Need not succeed here: stores are off, and a drain can only be halted or resumed in a certain state. Both are proved
- * in tests of their own.
+ * Need not succeed here: stores are off, and a drain or a rollout can only be halted or resumed in a certain state. All
+ * are proved in tests of their own.
  */
-const OFF = /^POST \/v1\/(?:(?:webhooks|billing)\/|admin\/nodes\/\{id\}\/drain\/)/;
+const OFF = /^POST \/v1\/(?:(?:webhooks|billing)\/|admin\/(?:nodes\/\{id\}\/drain|rollouts\/\{id\})\/)/;
 
 beforeAll(async () => {
   // nothing changes a table but requests: no jobs, no moves that end by themselves
@@ -155,7 +157,7 @@ async function enrollBody(node: string): Promise<unknown> {
 
 const oneOf = (list: readonly unknown[]) => fc.nat().map((n) => list[n % list.length] ?? crypto.randomUUID());
 const kindOf = ({ path }: Operation) =>
-  /\/(peers|nodes|sigils|subscriptions|regions|machines)\/\{id\}/.exec(path)?.[1];
+  /\/(peers|nodes|sigils|subscriptions|regions|machines|rollouts|reboots)\/\{id\}/.exec(path)?.[1];
 
 const world: World = {
   token: (scheme) => (scheme === 'Operator' ? controller.operatorToken : sigil),
@@ -209,12 +211,14 @@ async function learn({ operation, request }: Fuzzed, { body }: RawAnswer): Promi
 async function lookAround(): Promise<void> {
   const { sql } = controller.ctx.db;
   for (let count = there.peers.length; count < 4; count++) await controller.provision(sigil, newKey(), 'fra');
-  const [peers, entries, devices] = await Promise.all([
+  const [peers, entries, rollouts, reboots, devices] = await Promise.all([
     sql<{ id: string; key: string }[]>`
       select id, public_key as key from peers where subscription_id = ${subscription} order by id desc limit 8`,
     sql<{ id: string }[]>`
       select id::text from audit_log where action in ('peer.provisioned', 'peer.moved')
       order by audit_log.id desc limit 8`,
+    sql<{ id: string }[]>`select id::text from rollouts`,
+    sql<{ id: string }[]>`select id::text from reboots`,
     controller.ctx.sigils.bindings(subscription, null),
   ]);
   const others = devices.map(({ jkt }) => jkt).filter((jkt) => jkt !== deviceKey.jkt);
@@ -231,6 +235,14 @@ async function lookAround(): Promise<void> {
   refill(
     there.keys,
     peers.map(({ key }) => key),
+  );
+  refill(
+    there.rollouts,
+    rollouts.map(({ id }) => id),
+  );
+  refill(
+    there.reboots,
+    reboots.map(({ id }) => id),
   );
   refill(
     there.entries,
