@@ -31,11 +31,15 @@ export interface MachineRoutesDeps extends Pick<RegionDeps, 'db' | 'audit' | 'fl
 /** Control characters and lone surrogates: JSON may carry them, Postgres takes neither. */
 const UNPRINTABLE = /[\p{Cc}\p{Cs}]/u;
 const Printable = z.string().refine((text) => !UNPRINTABLE.test(text), 'must be printable text');
+/** Of a provider: a name such as fsn1 or cpx21. */
+const Word = z
+  .string()
+  .regex(/^[A-Za-z0-9 ._-]{0,64}$/, 'up to 64 letters, digits, blanks, dots and hyphens');
 const Growth = z.strictObject({
   provider: z.enum(PROVIDERS),
   /** In the provider's own words: where, and what. */
-  location: Printable.max(64),
-  size: Printable.max(64),
+  location: Word,
+  size: Word,
   /** Peers one such machine may carry. */
   capacity: z.number().int().min(1).max(1_000_000),
   bandwidthMbit: z.number().int().min(1).max(10_000_000).nullable().default(null),
