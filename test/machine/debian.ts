@@ -16,7 +16,7 @@ import {
 import { join } from 'node:path';
 import { exec } from '../lab/process.ts';
 
-/** As a cloud's image: systemd, a network, Python for cloud-init. */
+/** As in a cloud's image. */
 const IMAGE = [
   'ca-certificates',
   'cloud-init',
@@ -25,6 +25,8 @@ const IMAGE = [
   'iproute2',
   'iputils-ping',
   'kmod',
+  'locales',
+  'openssh-server',
   'python3-cffi-backend',
   'systemd',
   'systemd-sysv',
@@ -38,7 +40,8 @@ const nice = (command: string, args: readonly string[]) => exec('nice', [command
 export async function bareDebian(cache: string): Promise<{ image: string; packages: string }> {
   const [image, packages] = [join(cache, 'image'), join(cache, 'packages')];
   const done = join(cache, 'done');
-  if (!existsSync(done)) {
+  const wanted = [...IMAGE, ...PACKAGES].join(' ');
+  if (!existsSync(done) || readFileSync(done, 'utf8') !== wanted) {
     rmSync(cache, { recursive: true, force: true });
     mkdirSync(packages, { recursive: true });
     await nice('debootstrap', ['--variant=minbase', `--include=${IMAGE.join(',')}`, 'bookworm', image]);
@@ -52,7 +55,7 @@ export async function bareDebian(cache: string): Promise<{ image: string; packag
       copyFileSync(join(archives, name), join(packages, name));
     await nice('chroot', [image, 'apt-get', 'clean']);
     rmSync(join(image, 'var/lib/apt/lists'), { recursive: true });
-    writeFileSync(done, '');
+    writeFileSync(done, wanted);
   }
   return { image, packages };
 }

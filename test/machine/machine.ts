@@ -45,11 +45,25 @@ export class Machine {
     mkdirSync(seed, { recursive: true });
     writeFileSync(join(seed, 'user-data'), userData, { mode: 0o600 });
     writeFileSync(join(seed, 'meta-data'), `instance-id: ${name}\n`);
-    const settings = 'datasource_list: [NoCloud, None]\nnetwork: {config: disabled}\n';
+    // as a cloud's image is set; the network comes with the namespace
+    const settings = 'datasource_list: [NoCloud, None]\nnetwork: {config: disabled}\nlocale: C.UTF-8\n';
     writeFileSync(join(this.root, 'etc/cloud/cloud.cfg.d/99-machine.cfg'), settings);
     writeFileSync(join(this.root, 'etc/apt/sources.list'), `deb [trusted=yes] ${mirror} stable main\n`);
     rmSync(join(this.root, 'etc/resolv.conf'), { force: true });
     writeFileSync(join(this.root, 'etc/machine-id'), '');
+  }
+
+  /** What its cloud-init has to say against its user data; empty where nothing. */
+  async complaints(): Promise<string> {
+    const seed = '/var/lib/cloud/seed/nocloud/user-data';
+    const { code, stdout, stderr } = await run('chroot', [
+      this.root,
+      'cloud-init',
+      'schema',
+      '--config-file',
+      seed,
+    ]);
+    return code === 0 ? '' : `${stdout}${stderr}`;
   }
 
   /** Plugs the cable in and boots. The network is new each time, as after a power cut. */
@@ -95,10 +109,11 @@ export class Machine {
         .split(' ');
       return Number(children[0]) || null;
     });
-    await waitFor(`${name} to take commands`, async () => {
+    const awake = async () => {
       const { stdout } = await this.run('systemctl', ['is-system-running']);
       return /running|degraded|starting/.test(stdout);
-    });
+    };
+    await waitFor(`${name} to take commands`, awake, { deadlineMs: 300_000, everyMs: 250 });
   }
 
   /** Runs a command in it, whatever comes of it. */

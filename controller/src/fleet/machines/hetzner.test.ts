@@ -235,7 +235,7 @@ describe('machines of Hetzner', () => {
           await opened.pop()?.close();
         },
       ),
-      { numRuns: 40 },
+      { numRuns: 25 },
     );
   });
 
