@@ -26,7 +26,7 @@ import { clientId, topic, UP_LEAVES } from '@katafract/shared/topics';
 import { Cidr4, Cidr6, Endpoint, NodeId, PublicKey, RegionId } from '@katafract/shared/units';
 import { type CryptoKey, exportJWK, generateKeyPair, SignJWT } from 'jose';
 import { connectAsync, type MqttClient } from 'mqtt';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { useDatabase } from './database.ts';
 import { waitFor } from './lab/wait.ts';
 import { type Mosquitto, startMosquitto } from './mosquitto.ts';
@@ -103,6 +103,11 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
     for (const node of [A, B]) keys.set(node, await enrollNode(node));
     eve = await TestOperator.make('eve', FLEET);
     await registerKey(operatorDeps(), { name: eve.name, publicJwk: eve.jwk }, BY);
+  });
+
+  // a foreign broker may drop the controller's own connection too, which then comes back by itself
+  beforeEach(async () => {
+    await waitFor('the broker', () => setting.bus.ready());
   });
 
   afterAll(async () => {
