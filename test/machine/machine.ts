@@ -103,13 +103,10 @@ export class Machine {
     });
     closeSync(log);
     this.#nspawn = nspawn;
-    this.#init = await waitFor(`${name} to boot`, () => {
-      const children = readFileSync(`/proc/${nspawn.pid}/task/${nspawn.pid}/children`, 'utf8')
-        .trim()
-        .split(' ');
-      return Number(children[0]) || null;
-    });
+    // its first child only prepares the container and ends: which one is the init shows when it answers
+    const child = () => readFileSync(`/proc/${nspawn.pid}/task/${nspawn.pid}/children`, 'utf8').split(' ')[0];
     const awake = async () => {
+      this.#init = Number(child());
       const { stdout } = await this.run('systemctl', ['is-system-running']);
       return /running|degraded|starting/.test(stdout);
     };
