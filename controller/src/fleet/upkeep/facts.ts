@@ -18,7 +18,10 @@ export interface NodeFacts {
   readonly leased: boolean;
   /** The version it last said it runs. */
   readonly runs: string | null;
-  /** What it said since it holds the config that it was last given; null where it has not said anything since. */
+  /**
+   * What it said since it holds the config that it was last given; null where it has not said anything since. Read only
+   * of nodes that something is done to or that want to reboot.
+   */
   readonly said: {
     readonly version: string;
     /** Rules, resolver and table were as they should be. */

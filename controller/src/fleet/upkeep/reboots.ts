@@ -171,6 +171,7 @@ export class Reboots {
   /** One look at who wants to reboot, who may, and what became of it. */
   async pass(): Promise<void> {
     const { db, clock, fleet } = this.#deps;
+    if (!(await this.#wanted())) return;
     const told = await db.transaction(async (tx) => {
       await lockUpkeep(tx);
       const look = await this.#look(tx.sql);
@@ -180,6 +181,15 @@ export class Reboots {
       return this.#take(tx, stepReboots(look), clock.now());
     });
     if (told.length > 0) await fleet.changed(told);
+  }
+
+  /** Whether there is anything to look at: on most days there is not. */
+  async #wanted(): Promise<boolean> {
+    if (this.#open) return true;
+    const [row] = await this.#deps.db.sql<{ some: boolean }[]>`
+      select exists (select 1 from reboots where ended_at is null or (state = 'failed' and cleared_at is null))
+        or exists (select 1 from node_reports where health -> 'upkeep' ->> 'rebootNeeded' = 'true') as some`;
+    return row?.some === true;
   }
 
   /** When another look is wanted; null where nothing is open. */

@@ -68,19 +68,24 @@ interface Row extends Pick<NodeFacts, 'id' | 'region' | 'load' | 'leased' | 'run
   reason: string | null;
 }
 
-/** @param rollout the one that is open; null for none */
+/**
+ * Every node, with what it said only where that matters: something is done to it, or it wants to reboot. The rest of
+ * ten thousand heartbeats need not be opened for that.
+ * @param rollout the one that is open; null for none
+ */
 export async function readNodes(sql: Sql, rollout: string | null, now: number): Promise<NodeFacts[]> {
   const rows = await sql<Row[]>`
     select n.id, n.region_id as region, n.state as lifecycle, coalesce(h.state, 'ok') as health,
            n.peer_count / n.capacity::float8 as load, n.maintenance_until as "maintenanceUntil",
-           n.digest::text as digest, b.node_id is not null as leased, r.agent_version as runs,
+           n.digest::text as digest, b.state is not distinct from 'leased' as leased, r.agent_version as runs,
            said.version, said."atHead", said."beatDigest", said.rules, said.dns, said."agentUpdate", said."rebootNeeded",
            said.lease, said.skew, p.wave, p.state, p.before, p.since, p.reason
     from nodes n
     left join node_health h on h.node_id = n.id
     left join node_reports r on r.node_id = n.id
-    left join reboots b on b.node_id = n.id and b.state = 'leased'
+    left join reboots b on b.node_id = n.id and b.ended_at is null
     left join rollout_nodes p on p.node_id = n.id and p.rollout_id = ${rollout}
+    left join rollouts o on o.id = p.rollout_id
     left join lateral (
       select r.health ->> 'version' as version, (r.health ->> 'generation')::bigint = n.generation as "atHead",
              r.health ->> 'digest' as "beatDigest", r.health ->> 'rules' as rules, r.health ->> 'dns' as dns,
@@ -88,7 +93,12 @@ export async function readNodes(sql: Sql, rollout: string | null, now: number): 
              (r.health -> 'upkeep' ->> 'rebootNeeded')::boolean as "rebootNeeded",
              r.health -> 'upkeep' ->> 'lease' as lease,
              (r.health ->> 'at')::float8 - extract(epoch from r.last_seen_at)::float8 * 1000 as skew
-      where (r.health ->> 'lineage')::bigint = n.lineage and (r.health ->> 'generation')::bigint >= n.config_generation
+      where case
+        when p.state in ('updating', 'reverting') or (p.state = 'updated' and p.wave = o.wave) or b.node_id is not null
+          or r.health -> 'upkeep' ->> 'rebootNeeded' = 'true'
+        then (r.health ->> 'lineage')::bigint = n.lineage
+          and (r.health ->> 'generation')::bigint >= n.config_generation
+        else false end
     ) said on true
     where n.state not in ('joining', 'retired') or p.node_id is not null
     order by n.id`;
