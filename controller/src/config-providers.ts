@@ -22,8 +22,8 @@ const GROWTH = {
     '10',
   ),
   KATAFRACT_MACHINE_BOOT_MINUTES: variable(
-    whole(1, 1440),
-    'A machine that has not become an exit by then is given back',
+    whole(1, 50),
+    'A machine that has not become an exit by then is given back; its join token is good for an hour',
     '15',
   ),
   KATAFRACT_GROWTH_COOLDOWN_MINUTES: variable(
