@@ -64,9 +64,9 @@ const FULL = {
   agents: { counts: [1000, 5000], seconds: 60 },
   drained: 5000,
   simulated: [
-    { nodes: 1000, peers: 100_000, seconds: 90 },
-    { nodes: 3000, peers: 300_000, seconds: 90 },
-    { nodes: 10_000, peers: 1_000_000, seconds: 75 },
+    { nodes: 1000, peers: 100_000, seconds: 75 },
+    { nodes: 3000, peers: 300_000, seconds: 60 },
+    { nodes: 10_000, peers: 1_000_000, seconds: 60 },
   ],
 };
 const QUICK: typeof FULL = {
