@@ -343,14 +343,17 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
 
   it('carries an operator’s signed commands to the controller', async () => {
     const client = await operate(eve);
+    // kept by the broker, as by the command line: the controller may be without a connection for a moment
+    const kept = { qos: 1, retain: true } as const;
     const say = async (command: 'drain' | 'cancel') =>
-      client.publishAsync(topic(A, 'drain'), await eve.sign({ node: A, command }), { qos: 1 });
+      client.publishAsync(topic(A, 'drain'), await eve.sign({ node: A, command }), kept);
     await say('drain');
     // a node without peers: what ends the drain is its cancelling, or a job, of which none runs here
     await waitFor('the drain', async () => (await drainOf(A))?.state === 'running');
     expect(await drainOf(A)).toEqual({ state: 'running', by: 'eve' });
     await say('cancel');
     await waitFor('its end', async () => (await drainOf(A))?.state === 'cancelled');
+    await client.publishAsync(topic(A, 'drain'), '', kept);
     await client.endAsync();
   });
 

@@ -167,19 +167,26 @@ export class ExternalBroker implements Bus {
       this.#waiting.get(answer.correlationData ?? '')?.(answer);
   }
 
-  /** Runs one command of the plugin. @throws KatafractError `broker_command_failed` unless `tolerate` matches */
+  /**
+   * Runs one command of the plugin; twice at most, since an answer goes astray with a connection. Each may be repeated.
+   * @throws KatafractError `broker_command_failed` unless `tolerate` matches; `broker_unavailable` (503)
+   */
   async #command(command: Command, tolerate?: RegExp): Promise<Answer> {
+    const answer = (await this.#ask(command)) ?? (await this.#ask(command));
+    if (!answer) throw brokerUnavailable(new Error('no answer to a command'));
+    const { error } = answer;
+    if (error !== undefined && !tolerate?.test(error)) {
+      throw new KatafractError('broker_command_failed', `${command.command}: ${error}`, { status: 503 });
+    }
+    return answer;
+  }
+
+  async #ask(command: Command): Promise<Answer | undefined> {
     const correlationData = randomUUID();
     const answered = new Promise<Answer>((resolve) => this.#waiting.set(correlationData, resolve));
     try {
       await this.#publish(CONTROL, JSON.stringify({ commands: [{ ...command, correlationData }] }), 1);
-      const answer = await Promise.race([answered, sleep(this.#clock, ANSWER_MS)]);
-      if (!answer) throw brokerUnavailable(new Error('no answer to a command'));
-      const { error } = answer;
-      if (error !== undefined && !tolerate?.test(error)) {
-        throw new KatafractError('broker_command_failed', `${command.command}: ${error}`, { status: 503 });
-      }
-      return answer;
+      return (await Promise.race([answered, sleep(this.#clock, ANSWER_MS)])) ?? undefined;
     } finally {
       this.#waiting.delete(correlationData);
     }
