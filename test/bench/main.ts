@@ -81,7 +81,7 @@ const QUICK: typeof FULL = {
   deaths: 4,
   agents: { counts: [1000], seconds: 20 },
   drained: 1000,
-  simulated: [{ nodes: 300, peers: 30_000, seconds: 90 }],
+  simulated: [{ nodes: 1000, peers: 50_000, seconds: 60 }],
 };
 
 interface Options {

@@ -90,7 +90,7 @@ export async function simulate(options: SimulationOptions): Promise<SimulationRe
   try {
     return await run(options, sql, dataDir);
   } finally {
-    await sql.end();
+    await sql.end({ timeout: 5 }); // a copy that broke off would be waited for
     await rm(dataDir, { recursive: true });
   }
 }
