@@ -183,7 +183,9 @@ describe('a snapshot', () => {
     const config = { ...CONFIG, mtu: 1300 };
     expect(takeAll(state, snapshot(3, 7, peers(1, 3), { config }))).toMatchObject({ reason: 'conflict' });
     const kept = { ...CONFIG, upkeep: { agentVersion: '2.0.0' } };
-    expect(takeAll(state, snapshot(3, 7, peers(1, 3), { config: kept }))).toMatchObject({ reason: 'conflict' });
+    expect(takeAll(state, snapshot(3, 7, peers(1, 3), { config: kept }))).toMatchObject({
+      reason: 'conflict',
+    });
   });
 
   test('whose rows are not those it was signed for is refused', () => {

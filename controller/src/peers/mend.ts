@@ -15,6 +15,8 @@ import { lockPeers } from './store.ts';
 const PAGE = 1000;
 const BATCH = 250;
 const EVERY_MS = 3_600_000;
+/** After all were gone through there is a rest of so many times its length. */
+const REST = 9;
 /** Between two looks at who takes peers, in ms: a little less than the timer's. */
 const LOOK_MS = 900;
 const FIRST = '00000000-0000-0000-0000-000000000000';
@@ -34,6 +36,8 @@ export class Mending {
   #after: string | null = null;
   #again = true;
   #nextAt = 0;
+  #beganAt = 0;
+  #restUntil = 0;
   #available: ReadonlySet<NodeId> = new Set();
   #lookedAt = 0;
 
@@ -45,17 +49,20 @@ export class Mending {
   async pass(): Promise<boolean> {
     const { now } = this.#deps;
     this.#again ||= now() >= this.#nextAt || this.#somebodyNew();
-    if (this.#after === null && !this.#again) return false;
     if (this.#after === null) {
+      if (!this.#again || now() < this.#restUntil) return false;
       this.#again = false;
       this.#after = FIRST;
+      this.#beganAt = now();
       this.#nextAt = now() + EVERY_MS;
     }
     const page = await this.#page(this.#after);
     const ids = this.#promising(page);
     for (let at = 0; at < ids.length; at += BATCH) await this.#mend(ids.slice(at, at + BATCH));
     this.#after = page.length === PAGE ? (page.at(-1)?.id ?? null) : null;
-    return this.#after !== null || this.#again;
+    // in a large fleet some node is always new: a tenth of the time is enough for this
+    if (this.#after === null) this.#restUntil = now() + REST * (now() - this.#beganAt);
+    return this.#after !== null;
   }
 
   /** Whether a node takes peers that did not before; looked at each second, however short the passes. */
