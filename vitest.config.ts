@@ -1,5 +1,5 @@
 /**
- * The test projects. One run packs the files of all of them onto three workers, so that tests which wait (the lab, the
+ * The test projects. One run packs the files of all of them onto four workers, so that tests which wait (the lab, the
  * fleet's patience with silent nodes) and tests which compute (the model) share two cores. Time limits only end what hangs: no test asserts how long
  * something took.
  */
@@ -10,7 +10,7 @@ const common = { pool: 'forks' as const, environment: 'node' as const, hookTimeo
 export default defineConfig({
   test: {
     globalSetup: ['test/vitest-setup.ts'],
-    maxWorkers: 3,
+    maxWorkers: 4,
     projects: [
       {
         test: {

@@ -18,6 +18,7 @@ export class UpkeepExit {
   readonly #brokerUrl: string;
   readonly #releases: (version: string) => Release;
   readonly #timer: NodeJS.Timeout;
+  #stopped = false;
   version = '0.1.0';
   /** Versions it became, in order, and reboots. */
   readonly history: string[] = [];
@@ -92,12 +93,22 @@ export class UpkeepExit {
   /** Silent for a moment, which its last will announces. */
   async #away(): Promise<void> {
     await this.exit.leave();
-    await this.exit.connect(this.#brokerUrl);
+    // the broker may be away just then, as while its controller is killed
+    const connected = () =>
+      this.exit.connect(this.#brokerUrl).then(
+        () => true,
+        () => false,
+      );
+    while (!(await connected())) {
+      if (this.#stopped) return;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
     await this.exit.idle();
     this.exit.beat();
   }
 
   stop(): void {
+    this.#stopped = true;
     clearInterval(this.#timer);
   }
 }
