@@ -258,6 +258,8 @@ describe('a provider', () => {
   it('is looked through for machines that nobody knows: they go when they were seen twice', async () => {
     await grow({ ...growth(), minExits: 1 });
     const [machine] = await reaches('booting');
+    // what tests before this one left there
+    for (const id of cloud.there.keys()) if (id !== machine.id) cloud.there.delete(id);
     const stray = crypto.randomUUID();
     cloud.double(machine.id, stray);
     const { machines: own } = controller.ctx;
@@ -269,6 +271,20 @@ describe('a provider', () => {
     await own.sweep();
     expect([cloud.there.has(stray), cloud.there.has(machine.id)]).toEqual([false, true]);
     expect(await audit(`machine:${stray}`)).toEqual(['machine.orphan_removed']);
+  });
+
+  it('loses none of many machines that nobody knows: rather the database has forgotten them', async () => {
+    await grow({ ...growth(), minExits: 1 });
+    const [machine] = await reaches('booting');
+    const strays = Array.from({ length: 3 }, () => crypto.randomUUID());
+    for (const stray of strays) cloud.double(machine.id, stray);
+    const { machines: own } = controller.ctx;
+    for (let look = 0; look < 3; look++) {
+      await own.sweep();
+      time.leapt += 11 * 60_000;
+    }
+    expect(strays.filter((stray) => cloud.there.has(stray))).toEqual(strays);
+    for (const stray of strays) cloud.there.delete(stray);
   });
 
   it('may forget a machine: one that was to come is given up, one that serves is reported', async () => {

@@ -20,6 +20,11 @@ export interface OrphansDeps {
   readonly now: () => number;
 }
 
+/**
+ * More at once are not what a failed step left: rather this database has lost history, and they carry clients. Then a
+ * person has to look.
+ */
+const MOST_ORPHANS = 2;
 /** Between the two looks, in ms. */
 export const TWICE_MS = 10 * 60_000;
 const UUID = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
@@ -64,7 +69,8 @@ export class Orphans {
     for (const key of this.#since.keys()) {
       if (key.startsWith(`${provider.name} `) && !wrong.has(key)) this.#since.delete(key);
     }
-    for (const id of orphans) if (this.#again(provider.name, id)) await this.#remove(provider, id);
+    if (orphans.length > MOST_ORPHANS) this.#tooMany(provider, orphans.length);
+    else for (const id of orphans) if (this.#again(provider.name, id)) await this.#remove(provider, id);
     for (const machine of vanished) if (this.#again(provider.name, machine.id)) await this.#missing(machine);
   }
 
@@ -74,6 +80,14 @@ export class Orphans {
     const first = this.#since.get(key);
     if (first === undefined) this.#since.set(key, this.#deps.now());
     return first !== undefined && this.#deps.now() - first >= TWICE_MS;
+  }
+
+  #tooMany(provider: Provider, count: number): void {
+    this.#deps.metrics.failures.inc({ code: 'orphans_doubted' });
+    this.#deps.log.error(
+      { reason: provider.name, count },
+      'many machines that nobody knows of: none is removed, since more likely this database has lost history',
+    );
   }
 
   async #remove(provider: Provider, id: string): Promise<void> {
