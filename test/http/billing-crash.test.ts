@@ -4,55 +4,28 @@
  * slow to answer, holds it at the very statement. The store sends again what was not answered; afterwards everything
  * is there, once.
  */
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { connect, type Sql } from '@katafract/controller/platform/db';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { useDatabase } from '../database.ts';
-import { CONTROLLER } from '../lab/bundles.ts';
-import { Program } from '../lab/process.ts';
 import { waitFor } from '../lab/wait.ts';
-import { freePort } from '../ports.ts';
 import type { Webhook } from '../stores/stand-in.ts';
-import { Api } from './controller.ts';
+import { ShippedController } from './shipped.ts';
 import { App, PUBLIC_URL, post, type Stores, startStores } from './stores.ts';
 
 const database = useDatabase();
 let stores: Stores;
-let folder: string;
-let env: Record<string, string>;
-let program: Program;
-let api: Api;
+let api: ShippedController;
 let sql: Sql;
-
-async function start(): Promise<void> {
-  program = new Program(process.execPath, [CONTROLLER], join(folder, 'controller.log'), { env });
-  await program.waitFor(/Operator token/);
-}
 
 beforeAll(async () => {
   stores = await startStores();
-  folder = await mkdtemp(join(tmpdir(), 'katafract-crash-'));
-  const [http, mqtt] = [await freePort(), await freePort()];
-  env = {
-    ...stores.env,
-    DATABASE_URL: database.url,
-    KATAFRACT_DATA_DIR: folder,
-    KATAFRACT_API_LISTEN: `127.0.0.1:${http}`,
-    KATAFRACT_PUBLIC_URL: PUBLIC_URL,
-    KATAFRACT_MQTT_LISTEN: `127.0.0.1:${mqtt}`,
-    KATAFRACT_ANONYMOUS_LIMIT_PER_MINUTE: '0',
-  };
   sql = connect(database.url, { max: 4, onnotice: () => undefined });
-  await start();
-  api = new Api(`http://127.0.0.1:${http}`, (await readFile(join(folder, 'operator-token'), 'utf8')).trim());
+  api = await ShippedController.run(database.url, { ...stores.env, KATAFRACT_PUBLIC_URL: PUBLIC_URL });
 });
 afterAll(async () => {
-  await program.stop();
+  await api.close();
   await sql.end({ timeout: 5 });
   await stores.close();
-  await rm(folder, { recursive: true });
 });
 
 /** Kills the controller when it waits in `statement` for a table that nobody may write to. */
@@ -66,7 +39,7 @@ async function killedAt(statement: string, table: string, begin: Begin): Promise
         where datname = current_database() and wait_event_type = 'Lock' and query ~* ${statement}`;
       return waiting.length > 0;
     });
-    await program.stop('SIGKILL');
+    await api.kill();
     await answer;
   });
 }
@@ -76,7 +49,7 @@ async function killedWhen(what: string, ready: () => Promise<boolean>, begin: Be
   stores.google.faults.delayMs = 2000;
   const answer = begin().catch(() => null);
   await waitFor(what, ready, { everyMs: 10 });
-  await program.stop('SIGKILL');
+  await api.kill();
   stores.google.faults.delayMs = 0;
   await answer;
 }
@@ -117,7 +90,7 @@ it.each(Object.entries(STEPS))(
     const [webhook] = webhooks;
     if (!webhook) return expect.unreachable();
     await kill(() => tell(webhook), reference);
-    await start();
+    await api.start();
     // a store sends again what it believes was not taken
     await tell(webhook);
     await waitFor('the purchase to be read', async () => !(await there(sql`select 1 from store_reads`)));

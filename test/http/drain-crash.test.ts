@@ -2,59 +2,31 @@
  * The controller as it ships, killed (SIGKILL) in the middle of a drain and once more before the exits have answered:
  * when it is back it goes on where it was, every peer is moved once, and nobody was let go of too early.
  */
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { connect } from '@katafract/controller/platform/db';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { useDatabase } from '../database.ts';
-import { CONTROLLER } from '../lab/bundles.ts';
-import { Program } from '../lab/process.ts';
 import { waitFor } from '../lab/wait.ts';
-import { freePort } from '../ports.ts';
-import { Api } from './controller.ts';
 import { FakeExit, newKey } from './fake-exit.ts';
+import { ShippedController } from './shipped.ts';
 
 const PEERS = 1000;
 const database = useDatabase();
-let folder: string;
-let env: Record<string, string>;
-let program: Program;
-let api: Api;
+let api: ShippedController;
 const exits: FakeExit[] = [];
 
-async function start(): Promise<void> {
-  program = new Program(process.execPath, [CONTROLLER], join(folder, 'controller.log'), { env });
-  await program.waitFor(/Operator token/);
-}
-const kill = () => program.stop('SIGKILL');
-
 beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), 'katafract-drain-'));
-  const [http, mqtt] = [await freePort(), await freePort()];
-  env = {
-    DATABASE_URL: database.url,
-    KATAFRACT_DATA_DIR: folder,
-    KATAFRACT_API_LISTEN: `127.0.0.1:${http}`,
-    KATAFRACT_MQTT_LISTEN: `127.0.0.1:${mqtt}`,
-    KATAFRACT_RATE_LIMIT_PER_MINUTE: '0',
-    KATAFRACT_ANONYMOUS_LIMIT_PER_MINUTE: '0',
-    KATAFRACT_MOVE_GRACE_SECONDS: '0',
-  };
-  await start();
-  api = new Api(`http://127.0.0.1:${http}`, (await readFile(join(folder, 'operator-token'), 'utf8')).trim());
+  api = await ShippedController.run(database.url, { KATAFRACT_MOVE_GRACE_SECONDS: '0' });
   await api.addRegion('fra');
   await api.addRegion('hel', 60, 25);
   for (const node of ['fra-1', 'hel-1', 'hel-2']) {
     const exit = await FakeExit.enroll(api, { node, region: node.slice(0, 3) });
-    await exit.connect(`mqtt://127.0.0.1:${mqtt}`);
+    await exit.connect(api.brokerUrl);
     exits.push(exit);
   }
 });
 afterAll(async () => {
   for (const exit of exits) await exit.leave();
-  await program.stop();
-  await rm(folder, { recursive: true });
+  await api.close();
 });
 
 async function provision(sigil: string): Promise<void> {
@@ -79,16 +51,16 @@ it('goes on with a drain where it was killed, and does no step twice', async () 
   for (const exit of [hel, other]) exit.pause();
   await api.operate('POST', '/v1/admin/nodes/fra-1/drain', {});
   await waitFor('a first batch', async () => ((await drain())?.moved ?? 0) > 0, { everyMs: 2 });
-  await kill();
+  await api.kill();
   const atKill = (await drain())?.moved ?? 0;
   expect(atKill).toBeGreaterThan(0);
-  await start();
+  await api.start();
   await waitFor('all to have other exits', async () => (await drain())?.moved === PEERS);
   // nobody has answered, so everybody is still served
   expect(fra.table.size).toBe(PEERS);
-  await kill();
+  await api.kill();
   for (const exit of [hel, other]) exit.resume();
-  await start();
+  await api.start();
   await waitFor('the drain to be done', async () => (await drain())?.state === 'done');
   await waitFor(
     'the tables',

@@ -3,69 +3,38 @@
  * fleet in the middle of something: when it is back it goes on where it was. The provider has made one machine of one
  * wish, told it one thing, and is left with none; no step was taken twice.
  */
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { connect } from '@katafract/controller/platform/db';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { useDatabase } from '../database.ts';
-import { CONTROLLER } from '../lab/bundles.ts';
-import { Program } from '../lab/process.ts';
 import { waitFor } from '../lab/wait.ts';
-import { freePort } from '../ports.ts';
-import { Api } from './controller.ts';
 import { FakeExit, newKey } from './fake-exit.ts';
 import { FakeCloud } from './machines.ts';
+import { ShippedController } from './shipped.ts';
 
 const PEERS = 20;
 const database = useDatabase();
 let cloud: FakeCloud;
-let folder: string;
-let env: Record<string, string>;
-let program: Program;
-let api: Api;
-let broker: string;
+let api: ShippedController;
 const exits: FakeExit[] = [];
-
-async function start(): Promise<void> {
-  program = new Program(process.execPath, [CONTROLLER], join(folder, 'controller.log'), { env });
-  await program.waitFor(/Operator token/);
-}
-async function restart(): Promise<void> {
-  await program.stop('SIGKILL');
-  await start();
-}
 
 beforeAll(async () => {
   cloud = await FakeCloud.open();
-  folder = await mkdtemp(join(tmpdir(), 'katafract-machines-'));
-  const [http, mqtt] = [await freePort(), await freePort()];
-  broker = `mqtt://127.0.0.1:${mqtt}`;
-  env = {
-    DATABASE_URL: database.url,
-    KATAFRACT_DATA_DIR: folder,
-    KATAFRACT_API_LISTEN: `127.0.0.1:${http}`,
-    KATAFRACT_MQTT_LISTEN: `127.0.0.1:${mqtt}`,
-    KATAFRACT_RATE_LIMIT_PER_MINUTE: '0',
-    KATAFRACT_ANONYMOUS_LIMIT_PER_MINUTE: '0',
+  api = await ShippedController.run(database.url, {
     // for so long its machine is leaving
     KATAFRACT_MOVE_GRACE_SECONDS: '3',
     KATAFRACT_LAB_URL: cloud.url,
     KATAFRACT_AGENT_DEB_URL: 'https://packages.test/agent.deb',
     KATAFRACT_AGENT_DEB_SHA256: '0'.repeat(64),
-  };
-  await start();
-  api = new Api(`http://127.0.0.1:${http}`, (await readFile(join(folder, 'operator-token'), 'utf8')).trim());
+  });
   await api.addRegion('fra');
   const old = await FakeExit.enroll(api, { node: 'fra-1', region: 'fra' });
-  await old.connect(broker);
+  await old.connect(api.brokerUrl);
   exits.push(old);
 });
 afterAll(async () => {
   for (const exit of exits) await exit.leave();
-  await program.stop();
+  await api.close();
   await cloud.close();
-  await rm(folder, { recursive: true });
 });
 
 interface Machine {
@@ -113,9 +82,9 @@ function hold(method: string): { readonly asked: Promise<void>; release(): void 
 /** Kills the controller while the provider has done what it was asked and not yet answered. */
 async function killedDuring(held: ReturnType<typeof hold>): Promise<void> {
   await held.asked;
-  await program.stop('SIGKILL');
+  await api.kill();
   held.release();
-  await start();
+  await api.start();
 }
 
 it('goes on with a machine wherever it was killed, and does no step twice', async () => {
@@ -130,10 +99,10 @@ it('goes on with a machine wherever it was killed, and does no step twice', asyn
   await api.operate('PATCH', '/v1/admin/regions/fra', { growth, minExits: 2 });
   await killedDuring(making);
   const { id, node } = await reaches('booting');
-  await restart();
-  const exit = await cloud.boot(api, broker, id);
+  await api.restart();
+  const exit = await cloud.boot(api, api.brokerUrl, id);
   exits.push(exit);
-  await restart();
+  await api.restart();
   await reaches('serving');
   // leaving
   const [old] = exits;
@@ -145,7 +114,7 @@ it('goes on with a machine wherever it was killed, and does no step twice', asyn
   await api.operate('DELETE', `/v1/admin/machines/${id}`);
   await waitFor('the drain', async () => (await stateOf(node)) === 'draining');
   const removing = hold('DELETE');
-  await restart();
+  await api.restart();
   // removing
   await killedDuring(removing);
   await reaches('gone');

@@ -4,53 +4,29 @@
  * exits once it is back. (Under load in the lab, with real tunnels, and with Postgres and the broker killed as well:
  * test/outage.test.ts.)
  */
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { configTable } from '@katafract/controller/config';
 import { PeerList } from '@katafract/shared/api';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { useDatabase } from '../database.ts';
 import { CONTROLLER } from '../lab/bundles.ts';
-import { Program, run } from '../lab/process.ts';
+import { run } from '../lab/process.ts';
 import { waitFor } from '../lab/wait.ts';
-import { freePort } from '../ports.ts';
-import { Api } from './controller.ts';
 import { FakeExit, newKey } from './fake-exit.ts';
+import { ShippedController } from './shipped.ts';
 
 const database = useDatabase();
-let folder: string;
-let env: Record<string, string>;
-let program: Program;
-let api: Api;
+let api: ShippedController;
 let exit: FakeExit;
 
-async function start(): Promise<void> {
-  program = new Program(process.execPath, [CONTROLLER], join(folder, 'controller.log'), { env });
-  await program.waitFor(/Operator token/);
-}
-
 beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), 'katafract-process-'));
-  const [http, mqtt] = [await freePort(), await freePort()];
-  env = {
-    DATABASE_URL: database.url,
-    KATAFRACT_DATA_DIR: folder,
-    KATAFRACT_API_LISTEN: `127.0.0.1:${http}`,
-    KATAFRACT_MQTT_LISTEN: `127.0.0.1:${mqtt}`,
-    KATAFRACT_RATE_LIMIT_PER_MINUTE: '0',
-    KATAFRACT_ANONYMOUS_LIMIT_PER_MINUTE: '0',
-  };
-  await start();
-  api = new Api(`http://127.0.0.1:${http}`, (await readFile(join(folder, 'operator-token'), 'utf8')).trim());
+  api = await ShippedController.run(database.url);
   await api.addRegion('fra');
   exit = await FakeExit.enroll(api, { node: 'fra-1', region: 'fra' });
-  await exit.connect(`mqtt://127.0.0.1:${mqtt}`);
+  await exit.connect(api.brokerUrl);
 });
 afterAll(async () => {
   await exit.leave();
-  await program.stop();
-  await rm(folder, { recursive: true });
+  await api.close();
 });
 
 /** Peers by eight callers at once, until `enough` are answered and then until nobody answers any more. */
@@ -86,12 +62,12 @@ it.each(['SIGTERM', 'SIGKILL'] as const)('loses nothing it has acknowledged at %
   const { sigil } = await api.mint('ops');
   let ended: Promise<number | string> = Promise.resolve('not yet');
   const acknowledged = await provisionUntilGone(sigil, 40, () => {
-    ended = program.stop(signal);
+    ended = api.program.stop(signal);
   });
   expect(await ended).toBe(signal === 'SIGTERM' ? 0 : signal);
-  if (signal === 'SIGTERM') expect(program.log.tail(1)).toContain('stopped');
+  if (signal === 'SIGTERM') expect(api.program.log.tail(1)).toContain('stopped');
   expect(acknowledged.size).toBeGreaterThanOrEqual(40);
-  await start();
+  await api.start();
   const kept = await keysOf(sigil);
   expect([...acknowledged].filter((key) => !kept.has(key))).toEqual([]);
   const held = () => new Set<string>(exit.table.keys());

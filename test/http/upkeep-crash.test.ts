@@ -2,54 +2,28 @@
  * The controller as it ships, killed (SIGKILL) while the nodes of a wave update, and again while a release goes back:
  * when it is back it goes on where it was, and no node is told anything twice.
  */
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { connect } from '@katafract/controller/platform/db';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { useDatabase } from '../database.ts';
-import { CONTROLLER } from '../lab/bundles.ts';
-import { Program } from '../lab/process.ts';
 import { waitFor } from '../lab/wait.ts';
-import { freePort } from '../ports.ts';
-import { Api } from './controller.ts';
 import { FakeExit } from './fake-exit.ts';
+import { ShippedController } from './shipped.ts';
 import { type Release, UpkeepExit } from './upkeep-exit.ts';
 
 const database = useDatabase();
-let folder: string;
-let env: Record<string, string>;
-let program: Program;
-let api: Api;
+let api: ShippedController;
 const exits: UpkeepExit[] = [];
 const releases: Record<string, Release> = { '0.3.0': 'restored' };
 
-async function start(): Promise<void> {
-  program = new Program(process.execPath, [CONTROLLER], join(folder, 'controller.log'), { env });
-  await program.waitFor(/Operator token/);
-}
-const kill = () => program.stop('SIGKILL');
-
 beforeAll(async () => {
-  folder = await mkdtemp(join(tmpdir(), 'katafract-upkeep-'));
-  const [http, mqtt] = [await freePort(), await freePort()];
-  env = {
-    DATABASE_URL: database.url,
-    KATAFRACT_DATA_DIR: folder,
-    KATAFRACT_API_LISTEN: `127.0.0.1:${http}`,
-    KATAFRACT_MQTT_LISTEN: `127.0.0.1:${mqtt}`,
-    KATAFRACT_RATE_LIMIT_PER_MINUTE: '0',
-    KATAFRACT_ANONYMOUS_LIMIT_PER_MINUTE: '0',
-  };
-  await start();
-  api = new Api(`http://127.0.0.1:${http}`, (await readFile(join(folder, 'operator-token'), 'utf8')).trim());
+  api = await ShippedController.run(database.url);
   await api.addRegion('fra', 50, 8);
   await api.addRegion('hel', 60, 25);
   await api.addRegion('sin', 1, 104);
   for (const node of ['fra-1', 'fra-2', 'hel-1', 'hel-2', 'sin-1']) {
     const exit = await FakeExit.enroll(api, { node, region: node.slice(0, 3) });
-    await exit.connect(`mqtt://127.0.0.1:${mqtt}`);
-    exits.push(new UpkeepExit(exit, `mqtt://127.0.0.1:${mqtt}`, (version) => releases[version] ?? 'good'));
+    await exit.connect(api.brokerUrl);
+    exits.push(new UpkeepExit(exit, api.brokerUrl, (version) => releases[version] ?? 'good'));
     exit.beat();
   }
 });
@@ -58,8 +32,7 @@ afterAll(async () => {
     one.stop();
     await one.exit.leave();
   }
-  await program.stop();
-  await rm(folder, { recursive: true });
+  await api.close();
 });
 
 it('goes on with a rollout where it was killed, and takes no step twice', async () => {
@@ -82,16 +55,16 @@ it('goes on with a rollout where it was killed, and takes no step twice', async 
       everyMs: 5,
     });
     await waitFor('a node that updates', async () => (await count(good.id, 'updating')) > 0, { everyMs: 5 });
-    await kill();
-    await start();
+    await api.kill();
+    await api.start();
   }
   await waitFor('it to be out', async () => (await stateOf(good.id)) === 'done');
   expect(exits.map(({ history }) => history)).toEqual(exits.map(() => ['0.2.0']));
 
   const bad = await roll('0.3.0');
   await waitFor('it to go back', async () => (await stateOf(bad.id)) === 'rolling_back', { everyMs: 5 });
-  await kill();
-  await start();
+  await api.kill();
+  await api.start();
   await waitFor('it to be back', async () => (await stateOf(bad.id)) === 'rolled_back');
   expect(exits.map(({ version }) => version)).toEqual(exits.map(() => '0.2.0'));
   expect(exits.filter(({ history }) => history.length > 1)).toHaveLength(1);

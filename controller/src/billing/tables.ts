@@ -4,22 +4,11 @@
  */
 import type { Tier } from '@katafract/shared/sigil';
 import { sql } from 'drizzle-orm';
-import {
-  boolean,
-  index,
-  integer,
-  pgTable,
-  primaryKey,
-  text,
-  timestamp,
-  unique,
-  uuid,
-} from 'drizzle-orm/pg-core';
+import { boolean, index, integer, pgTable, primaryKey, text, unique, uuid } from 'drizzle-orm/pg-core';
+import { when } from '../platform/columns.ts';
 import { subscriptions } from '../sigil/tables.ts';
 import type { Source } from './rules.ts';
 import type { Standing, StoreName } from './stores/port.ts';
-
-const when = (name: string) => timestamp(name, { withTimezone: true });
 
 /** Which subscription a claim secret opens. */
 export const claims = pgTable('claims', {

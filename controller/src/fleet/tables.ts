@@ -28,15 +28,12 @@ import {
   pgTable,
   primaryKey,
   text,
-  timestamp,
   uniqueIndex,
   uuid,
 } from 'drizzle-orm/pg-core';
-import { digest128 } from '../platform/columns.ts';
+import { digest128, when } from '../platform/columns.ts';
 import type { HealthReason, HealthState } from './health.ts';
 import type { Growth } from './machines/provider.ts';
-
-const when = (name: string) => timestamp(name, { withTimezone: true });
 
 export const regions = pgTable('regions', {
   id: text().$type<RegionId>().primaryKey(),

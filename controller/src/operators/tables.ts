@@ -1,9 +1,8 @@
 /** Keys by which operators sign what they say over the broker, and what was said already. */
 import type { NodePublicJwk } from '@katafract/shared/node-token';
 import type { NodeId } from '@katafract/shared/units';
-import { index, jsonb, pgTable, text, timestamp, uuid } from 'drizzle-orm/pg-core';
-
-const when = (name: string) => timestamp(name, { withTimezone: true });
+import { index, jsonb, pgTable, text, uuid } from 'drizzle-orm/pg-core';
+import { when } from '../platform/columns.ts';
 
 export const operatorKeys = pgTable('operator_keys', {
   /** Whose it is; an operator has one key at a time. */

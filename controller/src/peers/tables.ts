@@ -1,11 +1,10 @@
 /** Peers and the pool their addresses come from. Where they are placed is in fleet/tables.ts. */
 import type { Jkt } from '@katafract/shared/dpop';
 import type { PeerId, PublicKey, RegionId } from '@katafract/shared/units';
-import { index, integer, pgTable, primaryKey, text, timestamp, uuid } from 'drizzle-orm/pg-core';
+import { index, integer, pgTable, primaryKey, text, uuid } from 'drizzle-orm/pg-core';
 import { regions } from '../fleet/tables.ts';
+import { when } from '../platform/columns.ts';
 import { subscriptions } from '../sigil/tables.ts';
-
-const when = (name: string) => timestamp(name, { withTimezone: true });
 
 export const peers = pgTable(
   'peers',

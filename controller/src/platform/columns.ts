@@ -1,6 +1,9 @@
-/** Column types that drizzle lacks. */
+/** Column types that drizzle lacks, or that are meant everywhere. */
 import type { Digest } from '@katafract/shared/units';
-import { customType } from 'drizzle-orm/pg-core';
+import { customType, timestamp } from 'drizzle-orm/pg-core';
+
+/** A moment, whatever the session's time zone. */
+export const when = (name: string) => timestamp(name, { withTimezone: true });
 
 /** bit(128) as 32 hex digits: XOR (`#`) works on it in SQL, which is what keeps a set digest O(1). */
 export const digest128 = customType<{ data: Digest; driverData: string }>({

@@ -1,8 +1,7 @@
 /** Signing keys, private halves sealed with the master key. */
 import type { NodePublicJwk } from '@katafract/shared/node-token';
-import { index, jsonb, pgTable, text, timestamp } from 'drizzle-orm/pg-core';
-
-const when = (name: string) => timestamp(name, { withTimezone: true });
+import { index, jsonb, pgTable, text } from 'drizzle-orm/pg-core';
+import { when } from './columns.ts';
 
 export const signingKeys = pgTable(
   'signing_keys',

@@ -2,9 +2,8 @@
 import type { Jkt } from '@katafract/shared/dpop';
 import type { Tier } from '@katafract/shared/sigil';
 import { sql } from 'drizzle-orm';
-import { index, integer, pgTable, primaryKey, text, timestamp, uuid } from 'drizzle-orm/pg-core';
-
-const when = (name: string) => timestamp(name, { withTimezone: true });
+import { index, integer, pgTable, primaryKey, text, uuid } from 'drizzle-orm/pg-core';
+import { when } from '../platform/columns.ts';
 
 export const subscriptions = pgTable(
   'subscriptions',

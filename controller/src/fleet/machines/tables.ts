@@ -9,14 +9,12 @@ import {
   pgTable,
   primaryKey,
   text,
-  timestamp,
   uniqueIndex,
   uuid,
 } from 'drizzle-orm/pg-core';
+import { when } from '../../platform/columns.ts';
 import { regions } from '../tables.ts';
 import type { Growth, ProviderName } from './provider.ts';
-
-const when = (name: string) => timestamp(name, { withTimezone: true });
 
 /**
  * wanted → creating → booting → serving → leaving (its node drains) → removing → gone; `failed` ends a wish that its

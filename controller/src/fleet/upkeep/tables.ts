@@ -9,13 +9,11 @@ import {
   pgTable,
   primaryKey,
   text,
-  timestamp,
   uniqueIndex,
   uuid,
 } from 'drizzle-orm/pg-core';
+import { when } from '../../platform/columns.ts';
 import { nodes } from '../tables.ts';
-
-const when = (name: string) => timestamp(name, { withTimezone: true });
 
 /** `rolling_back` until everything that had the version has its own again. */
 export const ROLLOUT_STATES = [
