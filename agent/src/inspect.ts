@@ -2,16 +2,21 @@
  * What `status` and `plan` show: the same looking and planning as the running agent's, beside it and changing nothing.
  * Counts and steps only: no key, no address of a peer.
  */
-import type { NodeConfig } from '@katafract/shared/desired';
 import type { Held } from './desired/table.ts';
 import { observePeers } from './observe/peers.ts';
-import { type HostIdentity, type HostObservation, type HostStep, planHost } from './plan/host.ts';
+import {
+  type HostIdentity,
+  type HostObservation,
+  type HostStep,
+  type HostWish,
+  planHost,
+} from './plan/host.ts';
 import { type PeerObservation, planKeys, planTable, summarize } from './plan/peers.ts';
 import type { PeerTablePort } from './ports.ts';
 
 export interface InspectPorts {
   readonly peers: PeerTablePort;
-  readonly lookAtHost: () => Promise<HostObservation>;
+  readonly lookAtHost: (wish: HostWish) => Promise<HostObservation>;
   readonly now: () => number;
 }
 
@@ -43,11 +48,11 @@ export async function inspect(
   ports: InspectPorts,
   identity: HostIdentity,
   held: Held | null,
-  config: NodeConfig,
+  wish: HostWish,
 ): Promise<Inspection> {
   const [seen, host] = await Promise.all([
     observePeers(ports.peers, () => held, ports.now()),
-    ports.lookAtHost(),
+    ports.lookAtHost(wish),
   ]);
   const keys = planTable(held, seen, new Set(), []);
   const batch = planKeys(held, keys);
@@ -62,7 +67,7 @@ export async function inspect(
     differs: {
       peersToSet: batch.set.length,
       peersToRemove: batch.remove.length,
-      steps: planHost(identity, config, host, seen.tunnel),
+      steps: planHost(identity, wish, host, seen.tunnel),
     },
   };
 }

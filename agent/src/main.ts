@@ -6,8 +6,9 @@ import { systemClock } from '@katafract/shared/clock';
 import { JoinToken } from '@katafract/shared/enroll';
 import { KatafractError } from '@katafract/shared/errors';
 import { redactText } from '@katafract/shared/redact';
-import { Endpoint } from '@katafract/shared/units';
+import { Endpoint, Ipv4, Ipv6 } from '@katafract/shared/units';
 import { Command } from 'commander';
+import { z } from 'zod';
 import { type Agent, createAgent } from './agent.ts';
 import { hostPort } from './apply/host.ts';
 import { readHeld } from './desired/ledger.ts';
@@ -26,6 +27,9 @@ import { wireguard } from './host/wireguard.ts';
 import { enroll, type Identity, loadIdentity, stateFiles } from './identity.ts';
 import { inOrder, inspect, planText, statusText } from './inspect.ts';
 import { observeHost } from './observe/host.ts';
+import { CONNECTIONS_PER_CLIENT, type HostChoices } from './plan/context.ts';
+import type { HostWish } from './plan/host.ts';
+import { TABLE } from './plan/table.ts';
 import type { Log, Uplink } from './ports.ts';
 import { VERSION } from './version.ts';
 
@@ -33,6 +37,8 @@ interface HostOptions {
   stateDir: string;
   interface: string;
   uplink?: string;
+  exitAddress: readonly string[];
+  connectionsPerClient: string;
 }
 
 interface RunOptions extends HostOptions {
@@ -55,13 +61,31 @@ function parts(options: HostOptions, identity: Identity, exec: Exec, log: Log) {
   const net = network(exec);
   const rules = firewall(exec);
   const own = { interfaceName: options.interface, publicKey: identity.node.publicKey };
-  const uplink = options.uplink ?? null;
+  const choices = hostChoices(options);
   return {
     tunnel,
     own,
-    lookAtHost: () => observeHost(net, rules, options.interface, uplink),
-    host: hostPort({ tunnel, network: net, firewall: rules, log }, { ...own, uplink }),
+    choices,
+    lookAtHost: (wish: HostWish) => observeHost(net, rules, options.interface, wish),
+    host: hostPort({ tunnel, network: net, firewall: rules, log }, { ...own, choices, table: TABLE }),
     disk: ledgerFiles(options.stateDir),
+  };
+}
+
+const ExitAddress = z.union([Ipv4, Ipv6]);
+
+/** @throws KatafractError `option_invalid` */
+function hostChoices({ uplink, exitAddress, connectionsPerClient }: HostOptions): HostChoices {
+  const exitAddresses = z.array(ExitAddress).safeParse(exitAddress);
+  const connections = z.coerce.number().int().min(1).max(1_000_000).safeParse(connectionsPerClient);
+  const invalid = (option: string, what: string) =>
+    new KatafractError('option_invalid', `${option}: ${what}`);
+  if (!exitAddresses.success) throw invalid('--exit-address', `not an address: ${exitAddress.join(' ')}`);
+  if (!connections.success) throw invalid('--connections-per-client', 'not a number from 1 to 1,000,000');
+  return {
+    uplink: uplink ?? null,
+    exitAddresses: exitAddresses.data,
+    connectionsPerClient: connections.data,
   };
 }
 
@@ -142,10 +166,10 @@ function signalled(): Promise<void> {
 async function look(options: HostOptions) {
   const identity = await loadIdentity(options.stateDir);
   const quiet: Log = { info: () => undefined, warn: () => undefined, error: () => undefined };
-  const { tunnel, own, lookAtHost, disk } = parts(options, identity, systemExec, quiet);
+  const { tunnel, own, choices, lookAtHost, disk } = parts(options, identity, systemExec, quiet);
   const held = await readHeld(disk, identity.node.node);
-  const config = held?.config ?? identity.node.config;
-  const seen = await inspect({ peers: tunnel, lookAtHost, now: Date.now }, own, held, config);
+  const wish = { config: held?.config ?? identity.node.config, choices, table: TABLE };
+  const seen = await inspect({ peers: tunnel, lookAtHost, now: Date.now }, own, held, wish);
   return { node: identity.node.node, seen };
 }
 
@@ -172,7 +196,22 @@ function program(): Command {
   const onHost = (name: string, text: string) =>
     command(name, text)
       .option('--interface <name>', 'tunnel interface', process.env.KATAFRACT_INTERFACE ?? 'wg0')
-      .option('--uplink <name>', 'interface to the internet (default: that of the default route)');
+      .option(
+        '--uplink <name>',
+        'interface to the internet (default: that of the default route)',
+        process.env.KATAFRACT_UPLINK,
+      )
+      .option(
+        '--exit-address <ip>',
+        'own public address that clients leave by; several, in either family, are dealt out among them',
+        (address: string, before: readonly string[]) => [...before, address],
+        (process.env.KATAFRACT_EXIT_ADDRESSES ?? '').split(/[\s,]+/).filter(Boolean),
+      )
+      .option(
+        '--connections-per-client <n>',
+        'connections that one client may have open at once',
+        process.env.KATAFRACT_CONNECTIONS_PER_CLIENT ?? String(CONNECTIONS_PER_CLIENT),
+      );
 
   command('enroll', 'make this machine a node')
     .requiredOption('--controller <url>', 'base URL of the controller')

@@ -74,6 +74,10 @@ export type Family = 4 | 6;
 export interface Uplinks {
   readonly uplink4: string | null;
   readonly uplink6: string | null;
+  /** Addresses of both, without prefix; link-local ones are not listed. */
+  readonly uplinkAddresses: readonly string[];
+  /** The gateway of the IPv4 default route lies in a subnet of the uplink's own. */
+  readonly gatewayInSubnet: boolean;
 }
 
 export interface Link {
@@ -81,6 +85,15 @@ export interface Link {
   readonly mtu: number;
   /** With prefix, as `ip` prints them; link-local ones are the kernel's own and not listed. */
   readonly addresses: readonly string[];
+}
+
+export interface Route {
+  readonly device: string;
+  /** Canonical prefix, 10.64.0.0/10; the default route is 0.0.0.0/0 or ::/0. */
+  readonly prefix: string;
+  /** Next hop; null where the prefix is on the link itself. */
+  readonly gateway: string | null;
+  readonly metric: number;
 }
 
 /** Settings of the tunnel interface that WireGuard has of its own. */
@@ -99,9 +112,10 @@ export interface FirewallPort {
 }
 
 export interface NetworkPort {
-  link(name: string): Promise<Link | null>;
-  /** The uplinks, and the prefixes routed through `tunnel`. @param fixed the uplink, where the operator named one */
-  routes(tunnel: string, fixed: string | null): Promise<Uplinks & { routes: string[] }>;
+  /** Every interface, by name. */
+  links(): Promise<ReadonlyMap<string, Link>>;
+  /** The main tables of both families. */
+  routes(): Promise<Readonly<Record<Family, readonly Route[]>>>;
   /** By path under /proc/sys; null where this kernel has none. */
   sysctls(paths: readonly string[]): Promise<Map<string, string | null>>;
   setSysctl(path: string, value: string): Promise<void>;
@@ -123,13 +137,13 @@ export interface HostReport {
 /** A look at the host, ready to be acted on. */
 export interface HostInspection {
   /** Plans from what was seen and applies it. @param tunnel as dumped beside this inspection */
-  settle(config: NodeConfig, tunnel: Tunnel | null): Promise<HostReport>;
+  settle(tunnel: Tunnel | null): Promise<HostReport>;
 }
 
 /** Everything the node is besides its peers. */
 export interface HostPort {
-  /** Only looks. */
-  inspect(): Promise<HostInspection>;
+  /** Only looks. @param config as it should be */
+  inspect(config: NodeConfig): Promise<HostInspection>;
 }
 
 /** Aggregates about the machine, units as in Heartbeat. */

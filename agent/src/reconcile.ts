@@ -126,7 +126,7 @@ export class Reconciler {
     };
     const [peersSeen, hostSeen] = await Promise.all([
       seen('peers', observePeers(peers, this.#held, clock.now())),
-      seen('host', host.inspect()),
+      seen('host', host.inspect(this.#config())),
     ]);
     return { epoch, peers: peersSeen, host: hostSeen };
   }
@@ -161,7 +161,7 @@ export class Reconciler {
   async #settleHost(view: View, tunnel: Tunnel | null): Promise<HostReport> {
     if (!view.host) return UNSEEN;
     try {
-      return await view.host.settle(this.#config(), tunnel);
+      return await view.host.settle(tunnel);
     } catch (error) {
       this.#ports.log.error({ err: error }, 'the host could not be set up');
       return UNSEEN;

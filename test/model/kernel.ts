@@ -169,11 +169,11 @@ export function hostPort(
   };
   const duration = () => (random().chance(0.4) ? 0 : random().integer(0, faults().slow));
   return {
-    inspect: () =>
+    inspect: (config) =>
       process.step(duration(), () => {
         if (random().chance(faults().host)) throw new Error('could not look');
         return {
-          settle: (config) =>
+          settle: () =>
             process.step(duration(), () => {
               kernel.ready = false;
               if (random().chance(faults().host)) throw new Error('could not set up');

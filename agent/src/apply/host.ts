@@ -1,23 +1,21 @@
 /**
  * Takes the planned steps one by one. It decides nothing: every step that can be taken is taken, and what failed is
- * reported. The one thing it refuses is to enable forwarding while the rules are not in place.
+ * reported. The one thing it refuses is to forward while the rules are not in place: where they cannot be put there,
+ * forwarding of their family ends, and tunnels stay up without it.
  */
-import type { NodeConfig } from '@katafract/shared/desired';
 import type { PartState } from '@katafract/shared/uplink';
 import { observeHost } from '../observe/host.ts';
+import { type HostChoices, ruleContext } from '../plan/context.ts';
 import { planFirewall } from '../plan/firewall.ts';
-import { type HostIdentity, type HostObservation, type HostStep, planHost } from '../plan/host.ts';
-import { ruleContext } from '../plan/rules.ts';
-import type {
-  FirewallPort,
-  HostPort,
-  HostReport,
-  Log,
-  NetworkPort,
-  Tunnel,
-  TunnelPort,
-  Uplinks,
-} from '../ports.ts';
+import {
+  type HostIdentity,
+  type HostObservation,
+  type HostStep,
+  type HostWish,
+  planHost,
+} from '../plan/host.ts';
+import type { Table } from '../plan/table.ts';
+import type { FirewallPort, HostPort, HostReport, Log, NetworkPort, Tunnel, TunnelPort } from '../ports.ts';
 
 export interface HostParts {
   readonly tunnel: TunnelPort;
@@ -27,8 +25,8 @@ export interface HostParts {
 }
 
 export interface HostSettings extends HostIdentity {
-  /** Interface towards the internet; null: wherever the default route leads. */
-  readonly uplink: string | null;
+  readonly choices: HostChoices;
+  readonly table: Table;
 }
 
 /** Steps whose failure leaves the exit without a tunnel, or without the rules that hold it. */
@@ -43,17 +41,19 @@ const VITAL: ReadonlySet<HostStep['kind']> = new Set([
 
 /** The host as the agent's core sees it. */
 export function hostPort(parts: HostParts, settings: HostSettings): HostPort {
+  const { interfaceName, choices, table } = settings;
   // What was last settled without failure: the same wish with other facts is drift, another wish is not.
   let settled = '';
   return {
-    async inspect() {
-      const { network, firewall } = parts;
-      const seen = await observeHost(network, firewall, settings.interfaceName, settings.uplink);
+    async inspect(config) {
+      const wish = { config, choices, table };
+      const seen = await observeHost(parts.network, parts.firewall, interfaceName, wish);
       return {
-        async settle(config, tunnel) {
-          const wish = JSON.stringify([config, seen.uplink4, seen.uplink6]);
-          const report = await settle(parts, settings, config, seen, tunnel, wish === settled);
-          if (report.failures === 0) settled = wish;
+        async settle(tunnel) {
+          const { link, routes, sysctls, firewall, ...uplinks } = seen;
+          const wanted = JSON.stringify([config, uplinks]);
+          const report = await settle(parts, settings, wish, seen, tunnel, wanted === settled);
+          if (report.failures === 0) settled = wanted;
           return report;
         },
       };
@@ -63,14 +63,14 @@ export function hostPort(parts: HostParts, settings: HostSettings): HostPort {
 
 async function settle(
   parts: HostParts,
-  settings: HostSettings,
-  config: NodeConfig,
+  identity: HostIdentity,
+  wish: HostWish,
   seen: HostObservation,
   tunnel: Tunnel | null,
   known: boolean,
 ): Promise<HostReport> {
-  const steps = planHost(settings, config, seen, tunnel);
-  const failed = await applySteps(parts, settings.interfaceName, config, seen, steps);
+  const steps = planHost(identity, wish, seen, tunnel);
+  const failed = await applySteps(parts, identity.interfaceName, wish, seen, steps);
   const kinds = (list: readonly HostStep[]) => list.map((step) => step.kind);
   if (steps.length > 0) {
     const what = { steps: kinds(steps), failed: kinds(failed) };
@@ -92,8 +92,8 @@ async function settle(
 async function applySteps(
   parts: HostParts,
   interfaceName: string,
-  config: NodeConfig,
-  uplinks: Uplinks,
+  wish: HostWish,
+  seen: HostObservation,
   steps: readonly HostStep[],
 ): Promise<HostStep[]> {
   const failed: HostStep[] = [];
@@ -103,7 +103,8 @@ async function applySteps(
       continue;
     }
     try {
-      await applyStep(parts, interfaceName, config, uplinks, step);
+      if (step.kind === 'rules') await applyRules(parts, wish, seen, step);
+      else await applyStep(parts, interfaceName, step);
     } catch (error) {
       parts.log.error({ step: step.kind, err: error }, 'a step failed');
       failed.push(step);
@@ -112,20 +113,32 @@ async function applySteps(
   return failed;
 }
 
+type RulesStep = Extract<HostStep, { kind: 'rules' }>;
+
+async function applyRules(
+  { network, firewall, log }: HostParts,
+  { config, choices, table }: HostWish,
+  seen: HostObservation,
+  { family, text, close }: RulesStep,
+): Promise<void> {
+  try {
+    await firewall.restore(family, text);
+    const context = ruleContext(family, config, seen, choices);
+    const left = planFirewall(await firewall.save(family), context, table);
+    if (left !== null) throw new Error(`the rules still differ after they were put right: ${left}`);
+  } catch (error) {
+    for (const { path, value } of close) await network.setSysctl(path, value);
+    log.error({ family }, 'the rules are not in place: nothing of this family is forwarded until they are');
+    throw error;
+  }
+}
+
 async function applyStep(
-  { tunnel, network, firewall }: HostParts,
+  { tunnel, network }: HostParts,
   name: string,
-  config: NodeConfig,
-  uplinks: Uplinks,
-  step: HostStep,
+  step: Exclude<HostStep, RulesStep>,
 ): Promise<void> {
   switch (step.kind) {
-    case 'rules': {
-      await firewall.restore(step.family, step.text);
-      const left = planFirewall(await firewall.save(step.family), ruleContext(step.family, config, uplinks));
-      if (left !== null) throw new Error(`the rules still differ after they were put right: ${left}`);
-      return;
-    }
     case 'create':
       return tunnel.create();
     case 'private-key':

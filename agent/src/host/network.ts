@@ -1,10 +1,9 @@
 /** Links, addresses, routes and sysctls of the host. Reads /proc where it can: a process costs milliseconds. */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { KatafractError } from '@katafract/shared/errors';
 import { z } from 'zod';
-import { parseRoutes4, parseRoutes6, type Route, uplinkOf } from '../observe/routes.ts';
-import type { Link, NetworkPort, Uplinks } from '../ports.ts';
+import { parseRoutes4, parseRoutes6 } from '../observe/routes.ts';
+import type { Link, NetworkPort } from '../ports.ts';
 import type { Exec } from './exec.ts';
 import { readText } from './files.ts';
 
@@ -23,8 +22,14 @@ const IpAddress = z.array(
 
 export function network(exec: Exec): NetworkPort {
   return {
-    link: (name) => link(exec, name),
-    routes,
+    links: () => links(exec),
+    async routes() {
+      const [text4, text6] = await Promise.all([
+        readFile('/proc/net/route', 'utf8'),
+        readText('/proc/net/ipv6_route'),
+      ]);
+      return { 4: parseRoutes4(text4), 6: parseRoutes6(text6 ?? '') };
+    },
     async sysctls(paths) {
       const values = await Promise.all(paths.map((path) => readText(join(SYSCTLS, path))));
       return new Map(paths.map((path, index) => [path, values[index]?.trim() ?? null]));
@@ -36,36 +41,19 @@ export function network(exec: Exec): NetworkPort {
   };
 }
 
-async function link(exec: Exec, name: string): Promise<Link | null> {
-  let text: string;
-  try {
-    text = await exec.run('ip', ['-j', 'address', 'show', 'dev', name]);
-  } catch (error) {
-    const stderr = error instanceof KatafractError ? String(error.detail?.stderr) : '';
-    if (/does not exist|Cannot find device/.test(stderr)) return null;
-    throw error;
-  }
-  const found = IpAddress.parse(JSON.parse(text)).find((entry) => entry.ifname === name);
-  if (!found) return null;
-  const addresses = (found.addr_info ?? []).filter((address) => address.scope !== 'link');
-  return {
-    up: found.flags?.includes('UP') ?? false,
-    mtu: found.mtu ?? 0,
-    addresses: addresses.map(({ local, prefixlen }) => `${local}/${prefixlen}`),
-  };
-}
-
-async function routes(tunnel: string, fixed: string | null): Promise<Uplinks & { routes: string[] }> {
-  const [text4, text6] = await Promise.all([
-    readFile('/proc/net/route', 'utf8'),
-    readText('/proc/net/ipv6_route'),
-  ]);
-  const routes4 = parseRoutes4(text4);
-  const routes6 = parseRoutes6(text6 ?? '');
-  const here = (route: Route) => route.device === tunnel;
-  return {
-    uplink4: fixed ?? uplinkOf(routes4),
-    uplink6: fixed ?? uplinkOf(routes6),
-    routes: [...routes4, ...routes6].filter(here).map((route) => route.prefix),
-  };
+async function links(exec: Exec): Promise<ReadonlyMap<string, Link>> {
+  const text = await exec.run('ip', ['-j', 'address', 'show']);
+  const found = IpAddress.parse(JSON.parse(text)).filter((entry) => entry.ifname !== undefined);
+  return new Map(
+    found.map(({ ifname = '', flags, mtu, addr_info: addresses }) => [
+      ifname,
+      {
+        up: flags?.includes('UP') ?? false,
+        mtu: mtu ?? 0,
+        addresses: (addresses ?? [])
+          .filter((address) => address.scope !== 'link')
+          .map(({ local, prefixlen }) => `${local}/${prefixlen}`),
+      },
+    ]),
+  );
 }

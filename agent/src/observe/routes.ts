@@ -3,13 +3,7 @@
  * into the tunnel. It saves two processes with every look.
  */
 import { bigintToIpv6 } from '@katafract/shared/addresses';
-
-export interface Route {
-  readonly device: string;
-  /** Canonical prefix, 10.64.0.0/10; the default route is 0.0.0.0/0 or ::/0. */
-  readonly prefix: string;
-  readonly metric: number;
-}
+import type { Route } from '../ports.ts';
 
 /** RTF_UP and RTF_REJECT of <linux/route.h>. */
 const UP = 0x1;
@@ -33,19 +27,27 @@ export function parseRoutes4(text: string): Route[] {
     .split('\n')
     .slice(1)
     .flatMap((line) => {
-      const [device, destination, , flags, , , metric, mask] = line.trim().split(/\s+/);
+      const [device, destination, hop = '', flags, , , metric, mask] = line.trim().split(/\s+/);
       if (!device || !destination || !mask || !usable(flags)) return [];
-      return [{ device, prefix: `${ipv4(destination)}/${ones(mask)}`, metric: Number(metric) }];
+      const prefix = `${ipv4(destination)}/${ones(mask)}`;
+      return [{ device, prefix, gateway: none(hop) ? null : ipv4(hop), metric: Number(metric) }];
     });
 }
 
 export function parseRoutes6(text: string): Route[] {
   return text.split('\n').flatMap((line) => {
-    const [destination, length, , , , metric, , , flags, device] = line.trim().split(/\s+/);
+    const [destination, length, , , hop = '', metric, , , flags, device] = line.trim().split(/\s+/);
     if (!device || device === 'lo' || !usable(flags)) return [];
-    const prefix = `${bigintToIpv6(BigInt(`0x${destination}`))}/${Number.parseInt(length ?? '', 16)}`;
-    return [{ device, prefix, metric: Number.parseInt(metric ?? '', 16) }];
+    const address = (hex: string) => bigintToIpv6(BigInt(`0x${hex}`));
+    const prefix = `${address(destination ?? '')}/${Number.parseInt(length ?? '', 16)}`;
+    return [
+      { device, prefix, gateway: none(hop) ? null : address(hop), metric: Number.parseInt(metric ?? '', 16) },
+    ];
   });
+}
+
+function none(hop: string): boolean {
+  return /^0*$/.test(hop);
 }
 
 function usable(flags: string | undefined): boolean {
@@ -53,11 +55,14 @@ function usable(flags: string | undefined): boolean {
   return (bits & UP) !== 0 && (bits & REJECT) === 0;
 }
 
-/** The interface of the default route with the lowest metric, tunnels aside. */
-export function uplinkOf(routes: readonly Route[]): string | null {
+/**
+ * The default route with the lowest metric, tunnels aside; null where there is none.
+ * @param fixed only by this interface, where the operator named one
+ */
+export function uplinkOf(routes: readonly Route[], fixed: string | null): Route | null {
   const defaults = routes.filter(
-    ({ prefix, device }) => /^(?:0\.0\.0\.0|::)\/0$/.test(prefix) && !device.startsWith('wg'),
+    ({ prefix, device }) =>
+      /^(?:0\.0\.0\.0|::)\/0$/.test(prefix) && (fixed === null ? !device.startsWith('wg') : device === fixed),
   );
-  defaults.sort((left, right) => left.metric - right.metric);
-  return defaults[0]?.device ?? null;
+  return defaults.sort((left, right) => left.metric - right.metric)[0] ?? null;
 }

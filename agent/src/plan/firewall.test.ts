@@ -3,20 +3,43 @@ import { firewall } from '../host/firewall.ts';
 import { type Namespace, namespace } from '../host/testing/namespace.ts';
 import type { Family } from '../ports.ts';
 import { CONFIG } from '../testing/messages.ts';
+import { DEFAULT_CHOICES, FAMILIES, type HostChoices, type RuleContext, ruleContext } from './context.ts';
 import { planFirewall } from './firewall.ts';
-import { FAMILIES, RULES, type RuleContext, ruleContext } from './rules.ts';
+import { TABLE } from './table.ts';
 
-const UPLINKS = { uplink4: 'eth0', uplink6: 'eth0' };
-const context = (family: Family) => ruleContext(family, CONFIG, UPLINKS);
+const UPLINKS = {
+  uplink4: 'eth0',
+  uplink6: 'eth0',
+  uplinkAddresses: ['203.0.113.11', '203.0.113.12', '2001:db8:113::b', '2001:db8:113::c'],
+  gatewayInSubnet: true,
+};
+const context = (family: Family, choices: Partial<HostChoices> = {}) =>
+  ruleContext(family, CONFIG, UPLINKS, { ...DEFAULT_CHOICES, ...choices });
 
 test('a fresh host gets this text, IPv4', () => {
-  expect(planFirewall('', context(4))).toMatchInlineSnapshot(`
-    "*filter
-    :KATAFRACT-FORWARD - [0:0]
+  expect(planFirewall('', context(4), TABLE)).toMatchInlineSnapshot(`
+    "*raw
+    :KATAFRACT-PREROUTING - [0:0]
+    :KATAFRACT-OUTPUT - [0:0]
+    -I PREROUTING 1 -j KATAFRACT-PREROUTING
+    -I OUTPUT 1 -j KATAFRACT-OUTPUT
+    -A KATAFRACT-PREROUTING ! -i wg+ -p udp -m addrtype --dst-type LOCAL -m udp --dport 51820 -j CT --notrack
+    -A KATAFRACT-OUTPUT -p udp -m udp --sport 51820 -j CT --notrack
+    COMMIT
+    *mangle
+    :KATAFRACT-PREROUTING - [0:0]
     :KATAFRACT-INPUT - [0:0]
-    -I FORWARD 1 -j KATAFRACT-FORWARD
+    :KATAFRACT-FORWARD - [0:0]
+    -I PREROUTING 1 -j KATAFRACT-PREROUTING
     -I INPUT 1 -j KATAFRACT-INPUT
+    -I FORWARD 1 -j KATAFRACT-FORWARD
+    -A KATAFRACT-PREROUTING -i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above 2048 --connlimit-mask 32 --connlimit-saddr -j DROP
+    -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p udp -m udp --dport 53 -j RETURN
+    -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p tcp -m tcp --dport 53 -j RETURN
+    -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p icmp -m icmp --icmp-type 8 -j RETURN
+    -A KATAFRACT-INPUT -i wg+ -j DROP
     -A KATAFRACT-FORWARD -i wg+ -o wg+ -j DROP
+    -A KATAFRACT-FORWARD -i wg+ ! -o eth0 -j DROP
     -A KATAFRACT-FORWARD -d 10.0.0.0/8 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d 100.64.0.0/10 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d 168.63.129.16/32 -i wg+ -j DROP
@@ -27,60 +50,113 @@ test('a fresh host gets this text, IPv4', () => {
     -A KATAFRACT-FORWARD -d 198.18.0.0/15 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d 224.0.0.0/4 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d 240.0.0.0/4 -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -s 10.64.0.0/10 -i wg+ -o eth0 -j ACCEPT
-    -A KATAFRACT-FORWARD -i eth0 -o wg+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-    -A KATAFRACT-FORWARD -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -o wg+ -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --sport 51820 -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate INVALID -j DROP
+    -A KATAFRACT-FORWARD ! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+    -A KATAFRACT-FORWARD -o wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+    COMMIT
+    *nat
+    :KATAFRACT-PREROUTING - [0:0]
+    :KATAFRACT-POSTROUTING - [0:0]
+    -I PREROUTING 1 -j KATAFRACT-PREROUTING
+    -I POSTROUTING 1 -j KATAFRACT-POSTROUTING
+    -A KATAFRACT-PREROUTING ! -d 10.64.0.1/32 -i wg+ -p udp -m udp --dport 53 -j DNAT --to-destination 10.64.0.1
+    -A KATAFRACT-PREROUTING ! -d 10.64.0.1/32 -i wg+ -p tcp -m tcp --dport 53 -j DNAT --to-destination 10.64.0.1
+    -A KATAFRACT-POSTROUTING -s 10.64.0.0/10 -o eth0 -p tcp -j MASQUERADE --to-ports 10000-49999 --random-fully
+    -A KATAFRACT-POSTROUTING -s 10.64.0.0/10 -o eth0 -p udp -j MASQUERADE --to-ports 10000-49999 --random-fully
+    -A KATAFRACT-POSTROUTING -s 10.64.0.0/10 -o eth0 -j MASQUERADE --random-fully
+    COMMIT
+    *filter
+    :FORWARD DROP [0:0]
+    :KATAFRACT-INPUT - [0:0]
+    :KATAFRACT-FORWARD - [0:0]
+    -I INPUT 1 -j KATAFRACT-INPUT
+    -I FORWARD 1 -j KATAFRACT-FORWARD
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p udp -m udp --dport 53 -j ACCEPT
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p tcp -m tcp --dport 53 -j ACCEPT
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p icmp -m icmp --icmp-type 8 -j ACCEPT
-    -A KATAFRACT-INPUT -i wg+ -j DROP
-    COMMIT
-    *nat
-    :KATAFRACT-POSTROUTING - [0:0]
-    -I POSTROUTING 1 -j KATAFRACT-POSTROUTING
-    -A KATAFRACT-POSTROUTING -s 10.64.0.0/10 -o eth0 -j MASQUERADE
+    -A KATAFRACT-INPUT ! -i wg+ -p udp -m udp --dport 51820 -j ACCEPT
+    -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --dport 25 -j REJECT --reject-with tcp-reset
+    -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --dport 853 -j REJECT --reject-with tcp-reset
+    -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --dport 853 -j REJECT --reject-with icmp-port-unreachable
+    -A KATAFRACT-FORWARD -s 10.64.0.0/10 -i wg+ -o eth0 -j ACCEPT
+    -A KATAFRACT-FORWARD -i eth0 -o wg+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     COMMIT
     "
   `);
 });
 
 test('a fresh host without an IPv6 uplink gets this text, IPv6', () => {
-  const text = planFirewall('', ruleContext(6, CONFIG, { uplink4: 'eth0', uplink6: null }));
+  const text = planFirewall('', { ...context(6), uplink: null }, TABLE);
   expect(text).toMatchInlineSnapshot(`
-    "*filter
-    :KATAFRACT-FORWARD - [0:0]
+    "*raw
+    :KATAFRACT-PREROUTING - [0:0]
+    :KATAFRACT-OUTPUT - [0:0]
+    -I PREROUTING 1 -j KATAFRACT-PREROUTING
+    -I OUTPUT 1 -j KATAFRACT-OUTPUT
+    -A KATAFRACT-PREROUTING ! -i wg+ -p udp -m addrtype --dst-type LOCAL -m udp --dport 51820 -j CT --notrack
+    -A KATAFRACT-OUTPUT -p udp -m udp --sport 51820 -j CT --notrack
+    COMMIT
+    *mangle
+    :KATAFRACT-PREROUTING - [0:0]
     :KATAFRACT-INPUT - [0:0]
-    -I FORWARD 1 -j KATAFRACT-FORWARD
+    :KATAFRACT-FORWARD - [0:0]
+    -I PREROUTING 1 -j KATAFRACT-PREROUTING
     -I INPUT 1 -j KATAFRACT-INPUT
+    -I FORWARD 1 -j KATAFRACT-FORWARD
+    -A KATAFRACT-PREROUTING -i wg+ -m rpfilter --invert -j DROP
+    -A KATAFRACT-PREROUTING -i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above 2048 --connlimit-mask 128 --connlimit-saddr -j DROP
+    -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p udp -m udp --dport 53 -j RETURN
+    -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p tcp -m tcp --dport 53 -j RETURN
+    -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j RETURN
+    -A KATAFRACT-INPUT -i wg+ -j DROP
     -A KATAFRACT-FORWARD -i wg+ -o wg+ -j DROP
     -A KATAFRACT-FORWARD -d ::ffff:0.0.0.0/96 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d 64:ff9b::/96 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d fc00::/7 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d fe80::/10 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d ff00::/8 -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -i wg+ -j REJECT --reject-with icmp6-no-route
-    -A KATAFRACT-FORWARD -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -o wg+ -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --sport 51820 -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate INVALID -j DROP
+    -A KATAFRACT-FORWARD ! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+    -A KATAFRACT-FORWARD -o wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+    COMMIT
+    *nat
+    :KATAFRACT-PREROUTING - [0:0]
+    :KATAFRACT-POSTROUTING - [0:0]
+    -I PREROUTING 1 -j KATAFRACT-PREROUTING
+    -I POSTROUTING 1 -j KATAFRACT-POSTROUTING
+    -A KATAFRACT-PREROUTING ! -d fd4b:6174:6166::1/128 -i wg+ -p udp -m udp --dport 53 -j DNAT --to-destination fd4b:6174:6166::1
+    -A KATAFRACT-PREROUTING ! -d fd4b:6174:6166::1/128 -i wg+ -p tcp -m tcp --dport 53 -j DNAT --to-destination fd4b:6174:6166::1
+    COMMIT
+    *filter
+    :FORWARD DROP [0:0]
+    :KATAFRACT-INPUT - [0:0]
+    :KATAFRACT-FORWARD - [0:0]
+    -I INPUT 1 -j KATAFRACT-INPUT
+    -I FORWARD 1 -j KATAFRACT-FORWARD
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p udp -m udp --dport 53 -j ACCEPT
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p tcp -m tcp --dport 53 -j ACCEPT
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT
-    -A KATAFRACT-INPUT -i wg+ -j DROP
-    COMMIT
-    *nat
-    :KATAFRACT-POSTROUTING - [0:0]
-    -I POSTROUTING 1 -j KATAFRACT-POSTROUTING
+    -A KATAFRACT-INPUT ! -i wg+ -p udp -m udp --dport 51820 -j ACCEPT
+    -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --dport 25 -j REJECT --reject-with tcp-reset
+    -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --dport 853 -j REJECT --reject-with tcp-reset
+    -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --dport 853 -j REJECT --reject-with icmp6-port-unreachable
+    -A KATAFRACT-FORWARD -i wg+ -j REJECT --reject-with icmp6-no-route
     COMMIT
     "
   `);
 });
 
 test('the table says of every rule which attack it stops and why it stands there', () => {
-  for (const row of RULES) {
+  const rows = Object.values(TABLE).flat();
+  for (const row of rows) {
     expect(row.attack.length, row.id).toBeGreaterThan(10);
     expect(row.why.length, row.id).toBeGreaterThan(10);
   }
-  expect(new Set(RULES.map((row) => row.id)).size).toBe(RULES.length);
+  expect(new Set(rows.map((row) => row.id)).size).toBe(rows.length);
 });
 
 describe.skipIf(process.getuid?.() !== 0).each(FAMILIES)('on a real host, IPv%i', (family) => {
@@ -88,7 +164,7 @@ describe.skipIf(process.getuid?.() !== 0).each(FAMILIES)('on a real host, IPv%i'
   const rules = () => firewall(host.exec);
   const iptables = family === 4 ? 'iptables' : 'ip6tables';
   const plan = async (wanted: RuleContext = context(family)) =>
-    planFirewall(await rules().save(family), wanted);
+    planFirewall(await rules().save(family), wanted, TABLE);
   const repair = async (wanted: RuleContext = context(family)) => {
     const text = await plan(wanted);
     if (text !== null) await rules().restore(family, text);
@@ -105,9 +181,16 @@ describe.skipIf(process.getuid?.() !== 0).each(FAMILIES)('on a real host, IPv%i'
     expect(await plan()).toBeNull();
   });
 
-  test('also without an uplink, and with another one', async () => {
-    for (const uplink of [null, 'eth0.100', 'ens3']) {
-      const wanted = { ...context(family), uplink };
+  test('also without an uplink, with another one, with exit addresses, another port, another limit', async () => {
+    const others: readonly RuleContext[] = [
+      { ...context(family), uplink: null },
+      { ...context(family), uplink: 'eth0.100' },
+      context(family, { exitAddresses: UPLINKS.uplinkAddresses.slice(1, 3) }),
+      context(family, { exitAddresses: UPLINKS.uplinkAddresses }),
+      context(family, { connectionsPerClient: 7 }),
+      { ...context(family), listenPorts: [443, 51820] },
+    ];
+    for (const wanted of others) {
       expect(await repair(wanted)).not.toBeNull();
       expect(await plan(wanted)).toBeNull();
     }
@@ -122,6 +205,8 @@ describe.skipIf(process.getuid?.() !== 0).each(FAMILIES)('on a real host, IPv%i'
     ['a rule was added', ['-A', 'KATAFRACT-FORWARD', '-j', 'ACCEPT']],
     ['a rule was removed', ['-D', 'KATAFRACT-FORWARD', '1']],
     ['the masquerade was removed', ['-t', 'nat', '-F', 'KATAFRACT-POSTROUTING']],
+    ['the drops were removed', ['-t', 'mangle', '-F']],
+    ['the policy was changed', ['-P', 'FORWARD', 'ACCEPT']],
     ['a chain is called from elsewhere', ['-A', 'OUTPUT', '-j', 'KATAFRACT-FORWARD']],
   ])('%s: put right in one step', async (_what, change) => {
     await host.exec.run(iptables, change);

@@ -1,24 +1,32 @@
 import { describe, expect, test } from 'vitest';
 import { hostPort } from '../apply/host.ts';
+import { observeHost } from '../observe/host.ts';
 import { parseRoutes4, parseRoutes6, uplinkOf } from '../observe/routes.ts';
-import type { NetworkPort } from '../ports.ts';
+import type { Link, NetworkPort, Route } from '../ports.ts';
 import { CONFIG } from '../testing/messages.ts';
-import { type HostObservation, planHost } from './host.ts';
-import { subnet4, subnet6 } from './subnets.ts';
-import { FORWARDING, guardSysctls } from './sysctls.ts';
+import { DEFAULT_CHOICES } from './context.ts';
+import { type HostObservation, planHost, settingsOf } from './host.ts';
+import { deal, isInSubnet, subnet4, subnet6 } from './subnets.ts';
+import { TABLE } from './table.ts';
 
 const OWN = { interfaceName: 'wg0', publicKey: 'mine' };
+const WISH = { config: CONFIG, choices: DEFAULT_CHOICES, table: TABLE };
+const UPLINKS = { uplink4: 'eth0', uplink6: 'eth0', uplinkAddresses: [], gatewayInSubnet: true };
 const BARE: HostObservation = {
-  uplink4: 'eth0',
-  uplink6: 'eth0',
+  ...UPLINKS,
   link: null,
   routes: [],
-  sysctls: new Map(
-    [...guardSysctls({ tunnel: 'wg0', uplink6: 'eth0' }), ...FORWARDING].map(({ path }) => [path, '0']),
-  ),
+  sysctls: new Map(settingsOf('wg0', WISH, UPLINKS).map(({ path }) => [path, '0'])),
   firewall: { 4: '', 6: '' },
 };
-const kinds = (seen: HostObservation) => planHost(OWN, CONFIG, seen, null).map((step) => step.kind);
+const plan = (seen: HostObservation) => planHost(OWN, WISH, seen, null);
+const kinds = (seen: HostObservation) => plan(seen).map((step) => step.kind);
+/** What is written to a setting where it holds a value now; null where nothing is. */
+const writes = (path: string, value: string) => {
+  const steps = plan({ ...BARE, sysctls: new Map(BARE.sysctls).set(path, value) });
+  const step = steps.find((each) => each.kind === 'sysctl' && each.path === path);
+  return step?.kind === 'sysctl' ? step.value : null;
+};
 
 describe('the order of a first pass', () => {
   test('rules, then the interface, then forwarding', () => {
@@ -29,13 +37,13 @@ describe('the order of a first pass', () => {
     expect(order.indexOf('mtu')).toBeLessThan(order.indexOf('up'));
   });
 
-  test('forwarding is never enabled where the rules did not get in', async () => {
+  test('forwarding is never enabled where the rules did not get in, and ends where it was', async () => {
     const written: string[] = [];
     const network: NetworkPort = {
-      link: () => Promise.resolve(null),
-      routes: () => Promise.resolve({ uplink4: 'eth0', uplink6: null, routes: [] }),
+      links: () => Promise.resolve(new Map()),
+      routes: () => Promise.resolve({ 4: [], 6: [] }),
       sysctls: (paths) => Promise.resolve(new Map(paths.map((path) => [path, '0']))),
-      setSysctl: (path) => Promise.resolve(void written.push(path)),
+      setSysctl: (path, value) => Promise.resolve(void written.push(`${path}=${value}`)),
       ip: () => Promise.resolve(),
     };
     const done = () => Promise.resolve();
@@ -48,23 +56,33 @@ describe('the order of a first pass', () => {
         firewall: { save: () => Promise.resolve(''), restore: done },
         log: { info: () => undefined, warn: () => undefined, error: (fields) => errors.push(fields) },
       },
-      { ...OWN, uplink: null },
+      { ...OWN, choices: DEFAULT_CHOICES, table: TABLE },
     );
-    const report = await (await port.inspect()).settle(CONFIG, null);
+    const report = await (await port.inspect(CONFIG)).settle(null);
     expect(report).toMatchObject({ ready: false, rules: 'failed' });
-    expect(written).not.toContain('net/ipv4/ip_forward');
+    expect(written.filter((each) => /forward/.test(each))).toEqual([
+      'net/ipv4/ip_forward=0',
+      'net/ipv6/conf/all/forwarding=0',
+    ]);
     expect(errors).not.toHaveLength(0);
   });
 });
 
 test('router advertisements stay believed where they were, and stay off where they were off', () => {
-  const at = (value: string) => {
-    const sysctls = new Map(BARE.sysctls).set('net/ipv6/conf/eth0/accept_ra', value);
-    return planHost(OWN, CONFIG, { ...BARE, sysctls }, null).some(
-      (step) => step.kind === 'sysctl' && step.path.endsWith('/eth0/accept_ra'),
-    );
-  };
-  expect([at('0'), at('1'), at('2')]).toEqual([false, true, false]);
+  const at = (value: string) => writes('net/ipv6/conf/eth0/accept_ra', value);
+  expect([at('0'), at('1'), at('2')]).toEqual([null, '2', null]);
+});
+
+test("the WireGuard port joins the reserved ports, and others' stay", () => {
+  const at = (value: string) => writes('net/ipv4/ip_local_reserved_ports', value);
+  expect(at('')).toBe('51820');
+  expect(at('8080,9000-9005')).toBe('8080,9000-9005,51820');
+  expect([at('51820'), at('51000-52000,60000')]).toEqual([null, null]);
+});
+
+test('a range is the same however the kernel sets its blanks', () => {
+  const at = (value: string) => writes('net/ipv4/ip_local_port_range', value);
+  expect([at('32768\t60999'), at('50000\t65535')]).toEqual(['50000 65535', null]);
 });
 
 test('a new gateway address comes before the old one goes', () => {
@@ -83,6 +101,49 @@ test('subnets of the gateway addresses', () => {
   });
 });
 
+test('clients are dealt out over exit addresses by the last bits of their address, the same in both families', () => {
+  expect(deal('10.64.0.0/10', [])).toEqual([{ source: '10.64.0.0/10', address: null }]);
+  expect(deal('10.64.0.0/10', ['203.0.113.5'])).toEqual([{ source: '10.64.0.0/10', address: '203.0.113.5' }]);
+  const four = deal('10.64.0.0/10', ['a', 'b', 'c']);
+  expect(four.map(({ address }) => address).join('')).toBe('abcabcab');
+  expect(four[6]?.source).toBe('10.64.0.6/255.192.0.7');
+  expect(deal('fd4b:6174:6166::/64', ['a', 'b'])[7]).toEqual({
+    source: 'fd4b:6174:6166::7/ffff:ffff:ffff:ffff::7',
+    address: 'b',
+  });
+});
+
+test('whether an address is in a subnet', () => {
+  expect(isInSubnet('203.0.113.1', '203.0.113.11/24')).toBe(true);
+  expect(isInSubnet('203.0.114.1', '203.0.113.11/24')).toBe(false);
+  expect(isInSubnet('172.31.1.1', '203.0.113.11/32')).toBe(false);
+});
+
+describe('an uplink', () => {
+  const at = async (gateway: string, address: string) => {
+    const routes: Route[] = [{ device: 'eth0', prefix: '0.0.0.0/0', gateway, metric: 0 }];
+    const links = new Map<string, Link>([['eth0', { up: true, mtu: 1500, addresses: [address] }]]);
+    const network = { links: async () => links, routes: async () => ({ 4: routes, 6: [] }) };
+    const rest = {
+      sysctls: async () => new Map(),
+      setSysctl: async () => undefined,
+      ip: async () => undefined,
+    };
+    const save = { save: async () => '', restore: async () => undefined };
+    return observeHost({ ...network, ...rest }, save, 'wg0', WISH);
+  };
+
+  test('whose gateway is of another subnet answers neighbours that are, or the host would be cut off', async () => {
+    const ordinary = await at('203.0.113.1', '203.0.113.11/24');
+    const alone = await at('172.31.1.1', '203.0.113.11/32');
+    expect([ordinary.gatewayInSubnet, alone.gatewayInSubnet]).toEqual([true, false]);
+    expect(ordinary.uplinkAddresses).toEqual(['203.0.113.11']);
+    const asks = (seen: HostObservation) =>
+      settingsOf('wg0', WISH, seen).find(({ path }) => path.endsWith('arp_ignore'))?.value;
+    expect([asks(ordinary), asks(alone)]).toEqual(['2', '1']);
+  });
+});
+
 describe('the routes of the kernel', () => {
   const V4 = `Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 eth1\t00000000\t0102A8C0\t0003\t0\t0\t200\t00000000\t0\t0\t0
@@ -97,15 +158,25 @@ wg0\t0000400A\t00000000\t0001\t0\t0\t0\t0000C0FF\t0\t0\t0
 
   test('name the uplink of the lowest metric, and what leads into the tunnel', () => {
     const routes = parseRoutes4(V4);
-    expect(uplinkOf(routes)).toBe('eth0');
-    expect(routes.find((route) => route.device === 'wg0')?.prefix).toBe('10.64.0.0/10');
+    expect(uplinkOf(routes, null)).toMatchObject({ device: 'eth0', gateway: '192.0.2.1' });
+    expect(routes.find((route) => route.device === 'wg0')).toMatchObject({
+      prefix: '10.64.0.0/10',
+      gateway: null,
+    });
     expect(routes).toHaveLength(3);
-    expect(uplinkOf(parseRoutes6(V6))).toBe('eth0');
-    expect(parseRoutes6(V6)[0]).toEqual({ device: 'wg0', prefix: 'fd4b:6174:6166::/64', metric: 256 });
+    expect(uplinkOf(parseRoutes6(V6), null)).toMatchObject({ device: 'eth0', gateway: 'fe80::1' });
+    const prefix = 'fd4b:6174:6166::/64';
+    expect(parseRoutes6(V6)[0]).toEqual({ device: 'wg0', prefix, gateway: null, metric: 256 });
+  });
+
+  test('a fixed uplink is one only where a default route leads there', () => {
+    const routes = parseRoutes4(V4);
+    expect(uplinkOf(routes, 'eth1')?.device).toBe('eth1');
+    expect(uplinkOf(routes, 'mesh0')).toBeNull();
   });
 
   test('without a default route there is no uplink', () => {
-    expect(uplinkOf([])).toBeNull();
-    expect(uplinkOf([{ device: 'wg1', prefix: '0.0.0.0/0', metric: 0 }])).toBeNull();
+    expect(uplinkOf([], null)).toBeNull();
+    expect(uplinkOf([{ device: 'wg1', prefix: '0.0.0.0/0', gateway: null, metric: 0 }], null)).toBeNull();
   });
 });

@@ -4,10 +4,11 @@
  */
 import type { NodeConfig } from '@katafract/shared/desired';
 import type { Family, Link, Tunnel, Uplinks } from '../ports.ts';
+import { FAMILIES, type HostChoices, ruleContext } from './context.ts';
 import { planFirewall } from './firewall.ts';
-import { FAMILIES, ruleContext } from './rules.ts';
 import { subnet4, subnet6 } from './subnets.ts';
-import { FORWARDING, guardSysctls, type Sysctl } from './sysctls.ts';
+import { isSet, type SettingContext, type SettingRow, type Sysctl, written } from './sysctls.ts';
+import type { Table } from './table.ts';
 
 export interface HostObservation extends Uplinks {
   /** null: there is no such interface. */
@@ -21,7 +22,13 @@ export interface HostObservation extends Uplinks {
 }
 
 export type HostStep =
-  | { readonly kind: 'rules'; readonly family: Family; readonly text: string }
+  /** `close`: settings that end forwarding of the family, for where the text is not taken. */
+  | {
+      readonly kind: 'rules';
+      readonly family: Family;
+      readonly text: string;
+      readonly close: readonly Sysctl[];
+    }
   | { readonly kind: 'create' }
   | { readonly kind: 'private-key' }
   | { readonly kind: 'listen-port'; readonly port: number }
@@ -41,30 +48,41 @@ export interface HostIdentity {
   readonly publicKey: string;
 }
 
+/** What is to be: the config of the node, what its machine's operator chose, and what every exit enforces. */
+export interface HostWish {
+  readonly config: NodeConfig;
+  readonly choices: HostChoices;
+  readonly table: Table;
+}
+
 export function planHost(
   identity: HostIdentity,
-  config: NodeConfig,
+  wish: HostWish,
   seen: HostObservation,
   tunnel: Tunnel | null,
 ): HostStep[] {
+  const name = identity.interfaceName;
+  const coming = seen.link ? null : name;
+  const context = settingContext(name, wish.config, seen);
   return [
-    ...planRules(config, seen),
-    ...planTunnel(identity, config, seen, tunnel),
-    ...planSysctls(
-      guardSysctls({ tunnel: identity.interfaceName, uplink6: seen.uplink6 }),
-      seen,
-      'sysctl',
-      seen.link ? null : identity.interfaceName,
-    ),
-    ...planSysctls(FORWARDING, seen, 'forwarding', null),
+    ...planRules(wish, seen, name),
+    ...planTunnel(identity, wish.config, seen, tunnel),
+    ...planSettings(wish.table.settings, context, 'sysctl', seen, coming),
+    ...planSettings(wish.table.forwarding, context, 'forwarding', seen, null),
   ];
 }
 
 /** Rules first, and before the interface: a tunnel never exists without them. */
-function planRules(config: NodeConfig, seen: HostObservation): HostStep[] {
+function planRules({ config, choices, table }: HostWish, seen: HostObservation, name: string): HostStep[] {
   return FAMILIES.flatMap((family) => {
-    const text = planFirewall(seen.firewall[family], ruleContext(family, config, seen));
-    return text === null ? [] : [{ kind: 'rules', family, text } as const];
+    const text = planFirewall(seen.firewall[family], ruleContext(family, config, seen, choices), table);
+    const context = settingContext(name, config, seen);
+    const forwarding = table.forwarding.filter((row) => (row.family ?? family) === family);
+    const close = forwarding
+      .flatMap((row) => row.settings(context))
+      .filter(({ path }) => seen.sysctls.get(path) != null)
+      .map((setting) => ({ ...setting, value: '0' }));
+    return text === null ? [] : [{ kind: 'rules', family, text, close } as const];
   });
 }
 
@@ -100,16 +118,33 @@ function planTunnel(
 }
 
 /** @param coming an interface that this plan makes: its settings cannot be seen yet and are all written */
-function planSysctls(
-  table: readonly Sysctl[],
-  seen: HostObservation,
+function planSettings(
+  rows: readonly SettingRow[],
+  context: SettingContext,
   kind: 'sysctl' | 'forwarding',
+  seen: HostObservation,
   coming: string | null,
 ): HostStep[] {
-  return table.flatMap(({ path, value, from, optional }) => {
-    const now = seen.sysctls.get(path) ?? null;
-    const hidden = now === null && (!optional || (coming !== null && path.includes(`/${coming}/`)));
-    const wrong = now !== null && now !== value && (from === undefined || now === from);
-    return hidden || wrong ? [{ kind, path, value }] : [];
-  });
+  const now = new Map(seen.sysctls);
+  const steps: HostStep[] = [];
+  for (const setting of rows.flatMap((row) => row.settings(context))) {
+    const { path, optional } = setting;
+    const value = now.get(path) ?? null;
+    const ofComing = coming !== null && path.includes(`/${coming}/`);
+    if (value === null ? optional && !ofComing : isSet(setting, value)) continue;
+    steps.push({ kind, path, value: written(setting, value) });
+    now.set(path, written(setting, value));
+  }
+  return steps;
+}
+
+function settingContext(tunnel: string, config: NodeConfig, uplinks: Uplinks): SettingContext {
+  const { uplink6, gatewayInSubnet } = uplinks;
+  return { tunnel, uplink6, gatewayInSubnet, listenPorts: [config.listenPort] };
+}
+
+/** Every setting of the kernel that is to be looked at. */
+export function settingsOf(tunnel: string, { config, table }: HostWish, uplinks: Uplinks): Sysctl[] {
+  const context = settingContext(tunnel, config, uplinks);
+  return [...table.settings, ...table.forwarding].flatMap((row) => row.settings(context));
 }

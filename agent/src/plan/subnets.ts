@@ -17,8 +17,7 @@ export function subnet4(config: NodeConfig): Subnet {
   const size = 2 ** (32 - Number(prefix));
   const value = ipv4ToNumber(address);
   const base = value - (value % size);
-  const pool = [24, 16, 8, 0].map((shift) => (base >>> shift) & 255).join('.');
-  return { gateway: config.gateway4, host: `${address}/32`, pool: `${pool}/${prefix}` };
+  return { gateway: config.gateway4, host: `${address}/32`, pool: `${dotted(base)}/${prefix}` };
 }
 
 export function subnet6(config: NodeConfig): Subnet {
@@ -31,4 +30,46 @@ export function subnet6(config: NodeConfig): Subnet {
     host: `${canonical}/128`,
     pool: `${bigintToIpv6(value - (value % size))}/${prefix}`,
   };
+}
+
+/** Clients are dealt out over the exit addresses in so many groups, by the last bits of their address. */
+const GROUPS = 8;
+
+/**
+ * Which clients of a pool leave by which address: a client keeps its address on the internet for all of its
+ * connections, in both families alike, since its two tunnel addresses end in the same bits.
+ * @returns sources as prefixes, or as address and mask where the mask has holes (which iptables takes in both families);
+ * without addresses the whole pool, and null
+ */
+export function deal(
+  pool: string,
+  addresses: readonly string[],
+): readonly { source: string; address: string | null }[] {
+  const [first = null] = addresses;
+  if (addresses.length < 2) return [{ source: pool, address: first }];
+  return Array.from({ length: GROUPS }, (_, group) => ({
+    source: groupOf(pool, group),
+    address: addresses[group % addresses.length] ?? null,
+  }));
+}
+
+function groupOf(pool: string, group: number): string {
+  const [base = '', length = '0'] = pool.split('/');
+  if (base.includes(':')) {
+    const ones = ((1n << BigInt(length)) - 1n) << BigInt(128 - Number(length));
+    return `${bigintToIpv6(ipv6ToBigint(base) + BigInt(group))}/${bigintToIpv6(ones | BigInt(GROUPS - 1))}`;
+  }
+  const ones = 2 ** 32 - 2 ** (32 - Number(length));
+  return `${dotted(ipv4ToNumber(base) + group)}/${dotted(ones + GROUPS - 1)}`;
+}
+
+function dotted(value: number): string {
+  return [24, 16, 8, 0].map((shift) => (value >>> shift) & 255).join('.');
+}
+
+/** Whether an IPv4 address lies in the subnet of another that comes with its prefix; never in a subnet of one. */
+export function isInSubnet(address: string, subnet: string): boolean {
+  const [base = '', length = '32'] = subnet.split('/');
+  const size = 2 ** (32 - Number(length));
+  return size > 1 && Math.floor(ipv4ToNumber(address) / size) === Math.floor(ipv4ToNumber(base) / size);
 }
