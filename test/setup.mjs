@@ -48,6 +48,8 @@ const SSH = [
 ];
 /** Makes the certificates that stand in for Apple's. */
 const PKI = [['openssl', 'openssl']];
+/** Forges the packets that attack an exit. */
+const PYTHON = [['python3', 'python3']];
 /** Services those packages would start at boot; the tests start their own instances instead. */
 const UNITS = {
   mosquitto: ['mosquitto.service'],
@@ -217,7 +219,7 @@ if (major < 20 || (major === 20 && minor < 19))
 const SETS = {
   '--packages': [],
   '--demo': [...LAB, ...PKI],
-  '--test': [...LAB, ...DAEMONS, ...PKI],
+  '--test': [...LAB, ...DAEMONS, ...PKI, ...PYTHON],
   '--bench': [...LAB, ...SSH, ...PKI],
 };
 const wanted = process.argv.slice(2);

@@ -105,8 +105,8 @@ describe('and nowhere else', () => {
       expect(await alice.device.probe(address, 7000)).not.toBe('open');
       await alice.device.udp(address, 7001, { count: 20 });
       expect(await alice.device.ping(address, { timeoutMs: 500 })).toBe(false);
-      expect(await tcp.received()).toEqual({ count: 0, peers: [] });
-      expect(await udp.received()).toEqual({ count: 0, peers: [] });
+      expect(await tcp.received()).toEqual({ count: 0, peers: [], ports: [] });
+      expect(await udp.received()).toEqual({ count: 0, peers: [], ports: [] });
       await tcp.close();
       await udp.close();
     }

@@ -76,8 +76,6 @@ export interface Uplinks {
   readonly uplink6: string | null;
   /** Addresses of both, without prefix; link-local ones are not listed. */
   readonly uplinkAddresses: readonly string[];
-  /** The gateway of the IPv4 default route lies in a subnet of the uplink's own. */
-  readonly gatewayInSubnet: boolean;
 }
 
 export interface Link {
@@ -91,8 +89,6 @@ export interface Route {
   readonly device: string;
   /** Canonical prefix, 10.64.0.0/10; the default route is 0.0.0.0/0 or ::/0. */
   readonly prefix: string;
-  /** Next hop; null where the prefix is on the link itself. */
-  readonly gateway: string | null;
   readonly metric: number;
 }
 

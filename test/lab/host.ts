@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { type Ping, startPing } from './ping.ts';
 import { exec, type Output, Program, type RunOptions, run } from './process.ts';
 import {
+  type Connection,
   type Forward,
   type HttpRequest,
   type HttpResponse,
@@ -143,6 +144,21 @@ export class Host {
   /** Sends datagrams; with `replyMs`, resolves with the first answer or null. */
   async udp(...args: Parameters<Resident['udp']>): Promise<string | null> {
     return (await this.#hands()).udp(...args);
+  }
+
+  /** One datagram from each of so many ports of this host. */
+  async flows(address: string, port: number, count: number): Promise<void> {
+    return (await this.#hands()).flows(address, port, count);
+  }
+
+  /** Ports that this host gives to so many sockets which ask for none in particular. */
+  async givenPorts(count: number): Promise<number[]> {
+    return (await this.#hands()).ports(count);
+  }
+
+  /** Opens a TCP connection and keeps it. */
+  async hold(address: string, port: number, timeoutMs?: number): Promise<Connection> {
+    return (await this.#hands()).hold(address, port, timeoutMs);
   }
 
   /** Listens here and counts what arrives. */

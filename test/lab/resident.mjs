@@ -46,7 +46,7 @@ function probe({ address, port, timeoutMs = 1000 }) {
 }
 
 /** Sends datagrams; with `replyMs` waits for one answer and returns it as text, or null. */
-function udp({ address, port, payload = 'x', count = 1, localPort = 0, replyMs = 0 }) {
+function udp({ address, port, payload = 'x', count = 1, localAddress, localPort = 0, replyMs = 0 }) {
   return new Promise((resolve, reject) => {
     const socket = createSocket(address.includes(':') ? 'udp6' : 'udp4');
     const end = (result) => {
@@ -57,7 +57,7 @@ function udp({ address, port, payload = 'x', count = 1, localPort = 0, replyMs =
     let timer;
     socket.on('error', (error) => (replyMs > 0 ? end(null) : reject(error)));
     socket.on('message', (message) => end(message.toString()));
-    socket.bind(localPort, () => {
+    socket.bind({ port: localPort, address: localAddress }, () => {
       let left = count;
       for (let sent = 0; sent < count; sent++) {
         // a packet that the host itself refuses to route is an outcome of the test, not a failure of it
@@ -71,18 +71,81 @@ function udp({ address, port, payload = 'x', count = 1, localPort = 0, replyMs =
   });
 }
 
+/** One datagram from each of so many ports: as many flows. */
+async function flows({ address, port, count }) {
+  for (let sent = 0; sent < count; sent++) await udp({ address, port });
+  return null;
+}
+
+/** Ports that the system gives to so many sockets which ask for none in particular. */
+async function ports({ count }) {
+  const given = [];
+  for (let at = 0; at < count; at++) {
+    const socket = createSocket('udp4');
+    await new Promise((resolve) => socket.bind(0, resolve));
+    given.push(socket.address().port);
+    socket.close();
+  }
+  return given;
+}
+
+/** Connections that stay open until they are closed: by number, what came back and who waits for more. */
+const connections = new Map();
+
+function hold({ id, address, port, timeoutMs = 3000 }) {
+  return new Promise((resolve, reject) => {
+    const socket = connect({ host: address, port });
+    const timer = setTimeout(() => socket.destroy(new Error('ETIMEDOUT')), timeoutMs);
+    const fail = (error) => reject(error ?? new Error('closed'));
+    socket.once('error', fail).once('close', fail);
+    socket.once('connect', () => {
+      clearTimeout(timer);
+      socket
+        .removeAllListeners('error')
+        .removeAllListeners('close')
+        .on('error', () => socket.destroy());
+      connections.set(id, socket);
+      resolve({ connection: id, localPort: socket.localPort });
+    });
+  });
+}
+
+/** Says something on a connection; resolves with what comes back, or null where nothing does. */
+function say({ connection, text, timeoutMs = 1000 }) {
+  const socket = connections.get(connection);
+  return new Promise((resolve) => {
+    const end = (answer) => {
+      clearTimeout(timer);
+      socket.off('data', heard);
+      resolve(answer);
+    };
+    const heard = (data) => end(data.toString());
+    const timer = setTimeout(() => end(null), timeoutMs);
+    socket.on('data', heard);
+    socket.write(text);
+  });
+}
+
+function hangUp({ connection }) {
+  connections.get(connection)?.destroy();
+  return connections.delete(connection);
+}
+
 function listen({ id, transport, port, address, reply }) {
-  const seen = { count: 0, peers: [] };
-  const note = (peer) => {
+  const seen = { count: 0, peers: [], ports: [] };
+  const note = (peer, peerPort) => {
     seen.count++;
-    if (seen.peers.length < 1000) seen.peers.push(plain(peer));
+    if (seen.peers.length >= 1000) return;
+    seen.peers.push(plain(peer));
+    seen.ports.push(peerPort);
   };
   if (transport === 'udp') return listenUdp(id, seen, note, { port, address, reply });
   return new Promise((resolve, reject) => {
     const server = createServer((socket) => {
-      note(socket.remoteAddress);
+      note(socket.remoteAddress, socket.remotePort);
       socket.on('error', () => socket.destroy()); // a scanner's reset
       if (reply === 'peer') answerHttp(socket);
+      else if (reply === 'echo') socket.pipe(socket);
       else socket.end(reply ?? '');
     });
     server.once('error', reject);
@@ -110,10 +173,11 @@ function listenUdp(id, seen, note, { port, address, reply }) {
       ipv6Only: address === '::',
     });
     socket.once('error', reject);
-    socket.on('message', (_, from) => {
-      note(from.address);
-      if (reply !== undefined)
-        socket.send(reply === 'peer' ? plain(from.address) : reply, from.port, from.address);
+    socket.on('message', (message, from) => {
+      note(from.address, from.port);
+      if (reply === undefined) return;
+      const answers = { peer: plain(from.address), echo: message };
+      socket.send(answers[reply] ?? reply, from.port, from.address);
     });
     socket.bind(port, address, () => {
       listeners.set(id, { seen, close: () => socket.close() });
@@ -158,10 +222,11 @@ class HandedOver {
 
 function received({ listener, reset = false }) {
   const { seen } = listeners.get(listener);
-  const copy = { count: seen.count, peers: [...seen.peers] };
+  const copy = { count: seen.count, peers: [...seen.peers], ports: [...seen.ports] };
   if (reset) {
     seen.count = 0;
     seen.peers = [];
+    seen.ports = [];
   }
   return copy;
 }
@@ -171,7 +236,21 @@ function close({ listener }) {
   return listeners.delete(listener);
 }
 
-const operations = { http, probe, udp, listen, forward, expose, received, close };
+const operations = {
+  http,
+  probe,
+  udp,
+  flows,
+  ports,
+  hold,
+  say,
+  hangUp,
+  listen,
+  forward,
+  expose,
+  received,
+  close,
+};
 
 process.on('message', async (message, handle) => {
   try {

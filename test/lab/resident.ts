@@ -22,12 +22,21 @@ export interface ListenOptions {
   /** 0 or absent: any free one. */
   readonly port?: number;
   readonly address?: string;
-  /** `peer` answers with the address the call came from (over TCP as a web server); else the text itself. */
+  /** `peer` answers with the address the call came from (over TCP as a web server), `echo` with what came; else the text itself. */
   readonly reply?: string;
 }
 export interface Received {
   readonly count: number;
+  /** Addresses and ports they came from. */
   readonly peers: readonly string[];
+  readonly ports: readonly number[];
+}
+/** A TCP connection that is kept open. */
+export interface Connection {
+  readonly localPort: number;
+  /** What comes back on something that is said; null where nothing does in that time. */
+  say(text: string, timeoutMs?: number): Promise<string | null>;
+  close(): Promise<void>;
 }
 export interface Listener {
   readonly port: number;
@@ -115,9 +124,42 @@ export class Resident {
   udp(
     address: string,
     port: number,
-    options: { payload?: string; count?: number; localPort?: number; replyMs?: number } = {},
+    options: {
+      payload?: string;
+      count?: number;
+      localAddress?: string;
+      localPort?: number;
+      replyMs?: number;
+    } = {},
   ): Promise<string | null> {
     return this.#ask('udp', { address, port, ...options });
+  }
+
+  /** One datagram from each of so many ports. */
+  async flows(address: string, port: number, count: number): Promise<void> {
+    await this.#ask('flows', { address, port, count });
+  }
+
+  /** Ports that the system gives to so many sockets which ask for none in particular. */
+  ports(count: number): Promise<number[]> {
+    return this.#ask('ports', { count });
+  }
+
+  /** Opens a TCP connection and keeps it. Rejects with the code of the refusal, or `ETIMEDOUT`. */
+  async hold(address: string, port: number, timeoutMs = 3000): Promise<Connection> {
+    const opened = await this.#ask<{ connection: number; localPort: number }>('hold', {
+      address,
+      port,
+      timeoutMs,
+    });
+    const { connection } = opened;
+    return {
+      localPort: opened.localPort,
+      say: (text, waitMs = 1000) => this.#ask('say', { connection, text, timeoutMs: waitMs }),
+      close: async () => {
+        await this.#ask('hangUp', { connection });
+      },
+    };
   }
 
   async listen(options: ListenOptions = {}): Promise<Listener> {

@@ -1,7 +1,6 @@
 /** One look at the host: all of it at once, since nothing in it waits for anything else. */
 
 import { type HostObservation, type HostWish, settingsOf } from '../plan/host.ts';
-import { isInSubnet } from '../plan/subnets.ts';
 import type { Family, FirewallPort, Link, NetworkPort, Route, Uplinks } from '../ports.ts';
 import { uplinkOf } from './routes.ts';
 
@@ -32,20 +31,13 @@ function findUplinks(
   links: ReadonlyMap<string, Link>,
   fixed: string | null,
 ): Uplinks {
-  const [route4, route6] = [uplinkOf(routes[4], fixed), uplinkOf(routes[6], fixed)];
-  const addressesOf = (route: Route | null) => (route && links.get(route.device)?.addresses) ?? [];
-  const gateway = route4?.gateway ?? null;
-  return {
-    uplink4: route4?.device ?? null,
-    uplink6: route6?.device ?? null,
-    uplinkAddresses: [...addressesOf(route4).filter(isIpv4), ...addressesOf(route6).filter(isIpv6)].map(
-      (address) => address.split('/')[0] ?? '',
-    ),
-    gatewayInSubnet:
-      gateway !== null &&
-      addressesOf(route4).some((address) => isIpv4(address) && isInSubnet(gateway, address)),
-  };
+  const uplink4 = uplinkOf(routes[4], fixed);
+  const uplink6 = uplinkOf(routes[6], fixed);
+  const addressesOf = (name: string | null) => (name === null ? [] : (links.get(name)?.addresses ?? []));
+  const isIpv6 = (address: string) => address.includes(':');
+  const all = [
+    ...addressesOf(uplink4).filter((address) => !isIpv6(address)),
+    ...addressesOf(uplink6).filter(isIpv6),
+  ];
+  return { uplink4, uplink6, uplinkAddresses: all.map((address) => address.split('/')[0] ?? '') };
 }
-
-const isIpv6 = (address: string) => address.includes(':');
-const isIpv4 = (address: string) => !isIpv6(address);

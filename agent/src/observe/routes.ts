@@ -27,27 +27,19 @@ export function parseRoutes4(text: string): Route[] {
     .split('\n')
     .slice(1)
     .flatMap((line) => {
-      const [device, destination, hop = '', flags, , , metric, mask] = line.trim().split(/\s+/);
+      const [device, destination, , flags, , , metric, mask] = line.trim().split(/\s+/);
       if (!device || !destination || !mask || !usable(flags)) return [];
-      const prefix = `${ipv4(destination)}/${ones(mask)}`;
-      return [{ device, prefix, gateway: none(hop) ? null : ipv4(hop), metric: Number(metric) }];
+      return [{ device, prefix: `${ipv4(destination)}/${ones(mask)}`, metric: Number(metric) }];
     });
 }
 
 export function parseRoutes6(text: string): Route[] {
   return text.split('\n').flatMap((line) => {
-    const [destination, length, , , hop = '', metric, , , flags, device] = line.trim().split(/\s+/);
+    const [destination, length, , , , metric, , , flags, device] = line.trim().split(/\s+/);
     if (!device || device === 'lo' || !usable(flags)) return [];
-    const address = (hex: string) => bigintToIpv6(BigInt(`0x${hex}`));
-    const prefix = `${address(destination ?? '')}/${Number.parseInt(length ?? '', 16)}`;
-    return [
-      { device, prefix, gateway: none(hop) ? null : address(hop), metric: Number.parseInt(metric ?? '', 16) },
-    ];
+    const prefix = `${bigintToIpv6(BigInt(`0x${destination}`))}/${Number.parseInt(length ?? '', 16)}`;
+    return [{ device, prefix, metric: Number.parseInt(metric ?? '', 16) }];
   });
-}
-
-function none(hop: string): boolean {
-  return /^0*$/.test(hop);
 }
 
 function usable(flags: string | undefined): boolean {
@@ -56,13 +48,13 @@ function usable(flags: string | undefined): boolean {
 }
 
 /**
- * The default route with the lowest metric, tunnels aside; null where there is none.
+ * The interface of the default route with the lowest metric, tunnels aside; null where there is none.
  * @param fixed only by this interface, where the operator named one
  */
-export function uplinkOf(routes: readonly Route[], fixed: string | null): Route | null {
+export function uplinkOf(routes: readonly Route[], fixed: string | null): string | null {
   const defaults = routes.filter(
     ({ prefix, device }) =>
       /^(?:0\.0\.0\.0|::)\/0$/.test(prefix) && (fixed === null ? !device.startsWith('wg') : device === fixed),
   );
-  return defaults.sort((left, right) => left.metric - right.metric)[0] ?? null;
+  return defaults.sort((left, right) => left.metric - right.metric)[0]?.device ?? null;
 }

@@ -11,7 +11,6 @@ const UPLINKS = {
   uplink4: 'eth0',
   uplink6: 'eth0',
   uplinkAddresses: ['203.0.113.11', '203.0.113.12', '2001:db8:113::b', '2001:db8:113::c'],
-  gatewayInSubnet: true,
 };
 const context = (family: Family, choices: Partial<HostChoices> = {}) =>
   ruleContext(family, CONFIG, UPLINKS, { ...DEFAULT_CHOICES, ...choices });

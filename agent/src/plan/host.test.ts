@@ -1,17 +1,16 @@
 import { describe, expect, test } from 'vitest';
 import { hostPort } from '../apply/host.ts';
-import { observeHost } from '../observe/host.ts';
 import { parseRoutes4, parseRoutes6, uplinkOf } from '../observe/routes.ts';
-import type { Link, NetworkPort, Route } from '../ports.ts';
+import type { NetworkPort } from '../ports.ts';
 import { CONFIG } from '../testing/messages.ts';
 import { DEFAULT_CHOICES } from './context.ts';
 import { type HostObservation, planHost, settingsOf } from './host.ts';
-import { deal, isInSubnet, subnet4, subnet6 } from './subnets.ts';
+import { deal, subnet4, subnet6 } from './subnets.ts';
 import { TABLE } from './table.ts';
 
 const OWN = { interfaceName: 'wg0', publicKey: 'mine' };
 const WISH = { config: CONFIG, choices: DEFAULT_CHOICES, table: TABLE };
-const UPLINKS = { uplink4: 'eth0', uplink6: 'eth0', uplinkAddresses: [], gatewayInSubnet: true };
+const UPLINKS = { uplink4: 'eth0', uplink6: 'eth0', uplinkAddresses: [] };
 const BARE: HostObservation = {
   ...UPLINKS,
   link: null,
@@ -113,37 +112,6 @@ test('clients are dealt out over exit addresses by the last bits of their addres
   });
 });
 
-test('whether an address is in a subnet', () => {
-  expect(isInSubnet('203.0.113.1', '203.0.113.11/24')).toBe(true);
-  expect(isInSubnet('203.0.114.1', '203.0.113.11/24')).toBe(false);
-  expect(isInSubnet('172.31.1.1', '203.0.113.11/32')).toBe(false);
-});
-
-describe('an uplink', () => {
-  const at = async (gateway: string, address: string) => {
-    const routes: Route[] = [{ device: 'eth0', prefix: '0.0.0.0/0', gateway, metric: 0 }];
-    const links = new Map<string, Link>([['eth0', { up: true, mtu: 1500, addresses: [address] }]]);
-    const network = { links: async () => links, routes: async () => ({ 4: routes, 6: [] }) };
-    const rest = {
-      sysctls: async () => new Map(),
-      setSysctl: async () => undefined,
-      ip: async () => undefined,
-    };
-    const save = { save: async () => '', restore: async () => undefined };
-    return observeHost({ ...network, ...rest }, save, 'wg0', WISH);
-  };
-
-  test('whose gateway is of another subnet answers neighbours that are, or the host would be cut off', async () => {
-    const ordinary = await at('203.0.113.1', '203.0.113.11/24');
-    const alone = await at('172.31.1.1', '203.0.113.11/32');
-    expect([ordinary.gatewayInSubnet, alone.gatewayInSubnet]).toEqual([true, false]);
-    expect(ordinary.uplinkAddresses).toEqual(['203.0.113.11']);
-    const asks = (seen: HostObservation) =>
-      settingsOf('wg0', WISH, seen).find(({ path }) => path.endsWith('arp_ignore'))?.value;
-    expect([asks(ordinary), asks(alone)]).toEqual(['2', '1']);
-  });
-});
-
 describe('the routes of the kernel', () => {
   const V4 = `Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 eth1\t00000000\t0102A8C0\t0003\t0\t0\t200\t00000000\t0\t0\t0
@@ -158,25 +126,21 @@ wg0\t0000400A\t00000000\t0001\t0\t0\t0\t0000C0FF\t0\t0\t0
 
   test('name the uplink of the lowest metric, and what leads into the tunnel', () => {
     const routes = parseRoutes4(V4);
-    expect(uplinkOf(routes, null)).toMatchObject({ device: 'eth0', gateway: '192.0.2.1' });
-    expect(routes.find((route) => route.device === 'wg0')).toMatchObject({
-      prefix: '10.64.0.0/10',
-      gateway: null,
-    });
+    expect(uplinkOf(routes, null)).toBe('eth0');
+    expect(routes.find((route) => route.device === 'wg0')?.prefix).toBe('10.64.0.0/10');
     expect(routes).toHaveLength(3);
-    expect(uplinkOf(parseRoutes6(V6), null)).toMatchObject({ device: 'eth0', gateway: 'fe80::1' });
-    const prefix = 'fd4b:6174:6166::/64';
-    expect(parseRoutes6(V6)[0]).toEqual({ device: 'wg0', prefix, gateway: null, metric: 256 });
+    expect(uplinkOf(parseRoutes6(V6), null)).toBe('eth0');
+    expect(parseRoutes6(V6)[0]).toEqual({ device: 'wg0', prefix: 'fd4b:6174:6166::/64', metric: 256 });
   });
 
   test('a fixed uplink is one only where a default route leads there', () => {
     const routes = parseRoutes4(V4);
-    expect(uplinkOf(routes, 'eth1')?.device).toBe('eth1');
+    expect(uplinkOf(routes, 'eth1')).toBe('eth1');
     expect(uplinkOf(routes, 'mesh0')).toBeNull();
   });
 
   test('without a default route there is no uplink', () => {
     expect(uplinkOf([], null)).toBeNull();
-    expect(uplinkOf([{ device: 'wg1', prefix: '0.0.0.0/0', gateway: null, metric: 0 }], null)).toBeNull();
+    expect(uplinkOf([{ device: 'wg1', prefix: '0.0.0.0/0', metric: 0 }], null)).toBeNull();
   });
 });

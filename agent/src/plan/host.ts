@@ -139,8 +139,7 @@ function planSettings(
 }
 
 function settingContext(tunnel: string, config: NodeConfig, uplinks: Uplinks): SettingContext {
-  const { uplink6, gatewayInSubnet } = uplinks;
-  return { tunnel, uplink6, gatewayInSubnet, listenPorts: [config.listenPort] };
+  return { tunnel, uplink6: uplinks.uplink6, listenPorts: [config.listenPort] };
 }
 
 /** Every setting of the kernel that is to be looked at. */

@@ -66,10 +66,3 @@ function groupOf(pool: string, group: number): string {
 function dotted(value: number): string {
   return [24, 16, 8, 0].map((shift) => (value >>> shift) & 255).join('.');
 }
-
-/** Whether an IPv4 address lies in the subnet of another that comes with its prefix; never in a subnet of one. */
-export function isInSubnet(address: string, subnet: string): boolean {
-  const [base = '', length = '32'] = subnet.split('/');
-  const size = 2 ** (32 - Number(length));
-  return size > 1 && Math.floor(ipv4ToNumber(address) / size) === Math.floor(ipv4ToNumber(base) / size);
-}

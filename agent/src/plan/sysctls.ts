@@ -35,8 +35,6 @@ export interface SettingContext {
   /** Tunnel interfaces. */
   readonly tunnel: string;
   readonly uplink6: string | null;
-  /** The gateway of the IPv4 default route is in a subnet of the uplink; false where it is reached as a host of its own. */
-  readonly gatewayInSubnet: boolean;
   readonly listenPorts: readonly number[];
 }
 
@@ -78,11 +76,9 @@ export const SETTINGS: readonly SettingRow[] = [
   {
     id: 'neighbours-ask',
     family: 4,
-    settings: ({ gatewayInSubnet }) => [
-      { path: 'net/ipv4/conf/all/arp_ignore', value: gatewayInSubnet ? '2' : '1' },
-    ],
+    settings: () => [{ path: 'net/ipv4/conf/all/arp_ignore', value: '1' }],
     attack: "the exit's neighbours find its tunnel address on the uplink, and learn what it is",
-    why: 'only the address of the interface itself, asked from its subnet; 2 would cut off a host whose gateway is not of its subnet, as with a /32 at many providers: there 1',
+    why: 'answers for the address of the interface that is asked, and no other; 2 would also look at who asks, and cuts off a host whose router asks by another address than one of its subnet',
   },
   {
     id: 'window-check',

@@ -1,0 +1,3 @@
+import { prove } from './isolation/prove.ts';
+
+prove(4);

@@ -1,0 +1,658 @@
+/**
+ * What an exit promises, as attacks and services that are tried out: each says which rows of the table it leans on, and
+ * fails when one of them is missing (isolation.test.ts takes them out one by one). Where several rows stop the same
+ * attack, a scenario first takes the others away, so that the row it is about stands alone.
+ */
+import { CLIENT_PORTS } from '@katafract/agent/plan/rules';
+import type { Host } from '../lab/host.ts';
+import { cables } from '../lab/network.ts';
+import {
+  type Address,
+  type Bed,
+  type Client,
+  type Enforcement,
+  type Family,
+  type Foreign,
+  GATEWAY,
+  POOL,
+  PORTS,
+  script,
+  WEB,
+} from './bed.ts';
+
+export interface Scenario {
+  readonly id: string;
+  /** Rows of the table without which it fails. */
+  readonly proves: readonly string[];
+  /** Both where absent. */
+  readonly families?: readonly Family[];
+  /** The circumstances, from the table as it is under test. */
+  readonly given?: Enforcement & { readonly without?: readonly string[] };
+  /** Whether what is promised is the case. */
+  readonly holds: (bed: Bed, family: Family) => Promise<boolean>;
+}
+
+/** Somebody lets everything pass, before every rule of ours in `filter`. */
+const ACCEPTS_ALL = '*filter\n-I FORWARD 1 -j ACCEPT\n-I INPUT 1 -j ACCEPT\nCOMMIT\n';
+const FOREIGN_ACCEPT = { 4: ACCEPTS_ALL, 6: ACCEPTS_ALL };
+/** A host's own firewall, which accepts what it knows and nothing else. */
+const strictHost = (icmp: string) =>
+  `*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n${icmp}COMMIT\n`;
+const HOST_FIREWALL = { 4: strictHost(''), 6: strictHost('-A INPUT ! -i wg+ -p ipv6-icmp -j ACCEPT\n') };
+const FLUSHED = ['raw', 'mangle', 'nat', 'filter'].map((name) => `*${name}\n-F\nCOMMIT\n`).join('');
+
+/** Packets that match, on their way into a host. */
+async function arriving(
+  bed: Bed,
+  to: Host,
+  address: string,
+  family: Family,
+  match: readonly string[],
+  during: () => Promise<unknown>,
+): Promise<number> {
+  const count = await to.countPackets(match, family);
+  await during();
+  await bed.delivered(to, address);
+  return count();
+}
+
+/** Packets of a client that match, on their way into the internet. */
+const leaving = (
+  bed: Bed,
+  client: Client,
+  family: Family,
+  match: readonly string[],
+  packets: number,
+  what: () => Promise<unknown>,
+) => arriving(bed, bed.inet, WEB[family], family, match, () => bed.sends(client, family, packets, what));
+
+/** Datagrams from one client that reach another. */
+async function reaches(bed: Bed, family: Family, from: Client, to: Client): Promise<boolean> {
+  const { device, address } = to;
+  const match = ['-i', 'wg0', '-s', from.address[family]];
+  const count = await arriving(bed, device, address[family], family, match, () =>
+    bed.sends(from, family, 3, () => from.device.udp(address[family], 4242, { count: 3 })),
+  );
+  return count > 0;
+}
+
+const quiet = (client: Client) => client.device.udp.bind(client.device);
+const answered = async (client: Client, address: string, port: number) =>
+  client.device.udp(address, port, { replyMs: 1000 });
+/** An answer over TCP; null where none comes. */
+async function asked(client: Client, address: string, port: number): Promise<string | null> {
+  try {
+    const connection = await client.device.hold(address, port, 1500);
+    const answer = await connection.say('hello', 1500);
+    await connection.close();
+    return answer;
+  } catch (error) {
+    if (error instanceof Error) return null;
+    throw error;
+  }
+}
+
+const PRIVATE: Readonly<Record<Family, readonly string[]>> = {
+  4: [
+    '10.1.2.3',
+    '100.99.0.1',
+    '168.63.129.16',
+    '169.254.169.254',
+    '172.16.0.1',
+    '192.0.0.8',
+    '192.168.1.1',
+    '198.18.0.1',
+    '240.0.0.1',
+  ],
+  6: ['::ffff:8.8.8.8', '64:ff9b::808:808', 'fd12:3456::1', 'fe80::1', 'fe90::1'],
+};
+
+/** Connection table of the exit, as conntrack prints it. */
+async function connections(bed: Bed, family: Family, ...filter: string[]): Promise<string[]> {
+  const name = family === 4 ? 'ipv4' : 'ipv6';
+  const { stdout } = await bed.exit.run('conntrack', ['-L', '-f', name, ...filter]);
+  return stdout.split('\n').filter(Boolean);
+}
+
+/** Where a client's open connection comes from, as the internet sees it. */
+async function openFlow(bed: Bed, family: Family) {
+  await bed.received(`echo tcp${family}`);
+  const connection = await bed.alice.device.hold(WEB[family], 7);
+  await connection.say('hello');
+  const [port = 0] = (await bed.received(`echo tcp${family}`)).ports;
+  return { connection, port };
+}
+
+const GROUP: Address = { 4: '239.1.2.3', 6: 'ff0e::1234' };
+
+/** Whether a client's multicast gets to the internet by an exit on which somebody runs a multicast router. */
+async function multicastLeaves(bed: Bed, family: Family): Promise<boolean> {
+  const { alice, exit } = bed;
+  const ends = [alice.address[4], GROUP[4], alice.address[6], GROUP[6]];
+  const router = exit.start('multicast', 'python3', [script('multicast.py'), 'wg0', 'eth0', ...ends]);
+  try {
+    await router.waitFor(/ready/);
+    const packet = { kind: 'udp', source: alice.address[family], sourcePort: 4242, port: 4242 };
+    const left = await leaving(bed, alice, family, ['-d', GROUP[family]], 1, () =>
+      bed.forge(alice.device, { ...packet, destination: GROUP[family], interface: 'wg0' }),
+    );
+    return left > 0;
+  } finally {
+    await router.stop('SIGKILL');
+  }
+}
+
+/** Address translation as it is done everywhere, with nothing of ours against Port Shadow. */
+export const POOL_NAT = (options = ''): Foreign => {
+  const text = (pool: string) =>
+    `*nat\n-A POSTROUTING -s ${pool} -o eth0 -p udp -j MASQUERADE ${options}\nCOMMIT\n`;
+  return { 4: text(POOL[4]), 6: text(POOL[6]) };
+};
+export const PLAIN_NAT = POOL_NAT();
+const VICTIM_PORT = 41404;
+
+/**
+ * Port Shadow, after test_port_shadow in the kernel's nft_nat.sh: from the exit's WireGuard port a client writes to the
+ * port from which another client will shake hands; where that made an entry, the hand goes to the attacker.
+ * @returns whether the other client gets its tunnel nevertheless
+ */
+export async function shakesHandsDespiteShadow(bed: Bed, family: Family): Promise<boolean> {
+  const { alice } = bed;
+  for (const victim of [bed.bob, bed.carol]) {
+    await victim.device.down();
+    const ends = { source: alice.address[family], destination: victim.outside[family] };
+    const ports = { sourcePort: PORTS[victim.interface], port: VICTIM_PORT };
+    await bed.sends(alice, family, 1, () =>
+      bed.forge(alice.device, { kind: 'udp', ...ends, ...ports, interface: 'wg0' }),
+    );
+    await bed.connect(victim, family, VICTIM_PORT);
+    const hands = victim.device.handshake(GATEWAY[4], 2500);
+    if (
+      !(await hands.then(
+        () => true,
+        () => false,
+      ))
+    )
+      return false;
+  }
+  return true;
+}
+
+export const SCENARIOS: readonly Scenario[] = [
+  {
+    id: 'the internet answers, over TCP and UDP and to echo',
+    proves: ['tunnel-to-uplink', 'uplink-to-tunnel', 'forward-4', 'forward-6'],
+    holds: async (bed, family) =>
+      (await answered(bed.alice, WEB[family], 7)) === 'x' &&
+      (await asked(bed.alice, WEB[family], 7)) === 'hello' &&
+      (await bed.alice.device.ping(WEB[family], { timeoutMs: 1000 })),
+  },
+  {
+    id: 'the gateway answers DNS and echo',
+    proves: ['dns-passes', 'echo-passes'],
+    holds: async (bed, family) =>
+      (await answered(bed.alice, GATEWAY[family], 53)) === 'haven' &&
+      (await asked(bed.alice, GATEWAY[family], 53)) === 'haven' &&
+      (await bed.alice.device.ping(GATEWAY[family], { timeoutMs: 1000 })),
+  },
+  {
+    id: 'the gateway answers behind a firewall of the host that knows nothing of it',
+    proves: ['gateway-accepts'],
+    given: { foreign: HOST_FIREWALL },
+    holds: async (bed, family) =>
+      (await answered(bed.alice, GATEWAY[family], 53)) === 'haven' &&
+      (await asked(bed.alice, GATEWAY[family], 53)) === 'haven' &&
+      (await bed.alice.device.ping(GATEWAY[family], { timeoutMs: 1000 })),
+  },
+  {
+    id: 'a tunnel comes up behind a firewall of the host that knows nothing of it',
+    proves: ['wireguard-accepts'],
+    given: { foreign: HOST_FIREWALL },
+    holds: async (bed, family) => {
+      // both tunnels of the exit, each with a port of its own
+      for (const client of [bed.bob, bed.carol]) await bed.connect(client, family);
+      const hands = await Promise.allSettled(
+        [bed.bob, bed.carol].map(({ device }) => device.handshake(GATEWAY[4], 2500)),
+      );
+      return hands.every(({ status }) => status === 'fulfilled');
+    },
+  },
+  {
+    id: 'clients do not reach each other, on one tunnel or across two, whoever accepts everything',
+    proves: ['client-to-client'],
+    given: { without: ['private-destinations'], foreign: FOREIGN_ACCEPT, context: { uplink: null } },
+    holds: async (bed, family) =>
+      !(await reaches(bed, family, bed.alice, bed.bob)) &&
+      !(await reaches(bed, family, bed.alice, bed.carol)),
+  },
+  {
+    id: 'clients do not reach each other while somebody has flushed every rule',
+    proves: ['forward-policy'],
+    given: { foreign: { 4: FLUSHED, 6: FLUSHED } },
+    holds: async (bed, family) => !(await reaches(bed, family, bed.alice, bed.bob)),
+  },
+  {
+    id: 'a scan of every address of the exit finds DNS at the gateway and nothing else',
+    proves: ['client-to-exit'],
+    given: { foreign: FOREIGN_ACCEPT },
+    holds: async (bed, family) => {
+      const { alice } = bed;
+      const addresses = [GATEWAY[family], bed.public[family], bed.mesh[family]];
+      await Promise.all(['tcp', 'udp'].map((transport) => bed.received(`own service ${transport}${family}`)));
+      const outcomes = await Promise.all(
+        addresses.flatMap((address) => [22, 7100].map((port) => alice.device.probe(address, port, 400))),
+      );
+      await bed.sends(alice, family, 9, async () => {
+        for (const address of addresses) await quiet(alice)(address, 7100, { count: 3 });
+      });
+      const [tcp, udp] = await Promise.all([
+        bed.received(`own service tcp${family}`),
+        bed.received(`own service udp${family}`),
+      ]);
+      const pings = await Promise.all(
+        addresses.slice(1).map((address) => alice.device.ping(address, { timeoutMs: 300 })),
+      );
+      return tcp.count + udp.count === 0 && !outcomes.includes('open') && !pings.includes(true);
+    },
+  },
+  {
+    id: 'nothing but the uplink is reached, whoever accepts everything',
+    proves: ['beside-the-uplink'],
+    given: { foreign: FOREIGN_ACCEPT },
+    holds: async (bed, family) => {
+      // an address like any on the internet, which the exit reaches by another interface than its uplink
+      const target = family === 4 ? '198.51.100.200' : '2001:db8:51::200';
+      const route = [target, 'via', bed.meshHost[family], 'dev', 'mesh0'];
+      await bed.exit.exec('ip', [`-${family}`, 'route', 'replace', ...route]);
+      const match = ['-i', 'mesh0', '-d', target];
+      const count = await arriving(bed, bed.artemis, bed.meshHost[family], family, match, () =>
+        bed.sends(bed.alice, family, 3, () => bed.alice.device.udp(target, 4242, { count: 3 })),
+      );
+      await bed.exit.exec('ip', [`-${family}`, 'route', 'delete', ...route]);
+      return count === 0;
+    },
+  },
+  {
+    id: 'nothing for private networks, the mesh, metadata services or multicast leaves by the uplink',
+    proves: ['private-destinations'],
+    holds: async (bed, family) => {
+      const { alice } = bed;
+      const targets = PRIVATE[family];
+      const packet = { kind: 'udp', source: alice.address[family], sourcePort: 4242, port: 4242 };
+      const left = await leaving(bed, alice, family, ['-p', 'udp', '--dport', '4242'], targets.length, () =>
+        bed.forge(
+          alice.device,
+          ...targets.map((destination) => ({ ...packet, destination, interface: 'wg0' })),
+        ),
+      );
+      return left === 0 && !(await multicastLeaves(bed, family));
+    },
+  },
+  {
+    id: 'the mesh is not reached, also where its interface is taken for the uplink',
+    proves: ['private-destinations'],
+    given: { without: ['beside-the-uplink'], foreign: FOREIGN_ACCEPT },
+    holds: async (bed, family) => {
+      const target = bed.meshHost[family];
+      const match = ['-i', 'mesh0', '-p', 'udp', '--dport', '4242'];
+      const count = await arriving(bed, bed.artemis, target, family, match, () =>
+        bed.sends(bed.alice, family, 3, () => bed.alice.device.udp(target, 4242, { count: 3 })),
+      );
+      return count === 0;
+    },
+  },
+  {
+    id: 'a port of the exit is not taken by a packet that comes from the same port of a client',
+    proves: ['wireguard-port-as-source'],
+    given: {
+      without: ['wireguard-untracked-in', 'wireguard-untracked-out', 'translate'],
+      foreign: PLAIN_NAT,
+    },
+    holds: shakesHandsDespiteShadow,
+  },
+  {
+    id: "no client's endpoint stands in the connection table",
+    proves: ['wireguard-untracked-in', 'wireguard-untracked-out'],
+    holds: async (bed, family) => {
+      for (const client of [bed.bob, bed.carol]) {
+        await bed.connect(client, family);
+        await client.device.handshake();
+      }
+      const entries = await connections(bed, family, '-p', 'udp');
+      return !entries.some((entry) =>
+        [bed.bob, bed.carol].some(({ outside }) => entry.includes(`=${outside[family]} `)),
+      );
+    },
+  },
+  {
+    id: 'what belongs to no connection does not leave with the address of the tunnel',
+    proves: ['out-of-window', 'no-midstream'],
+    holds: async (bed, family) => {
+      const { alice } = bed;
+      const segment = {
+        source: alice.address[family],
+        destination: WEB[family],
+        kind: 'tcp',
+        flags: 'A',
+        sourcePort: 4000,
+        port: 80,
+      };
+      const left = await leaving(bed, alice, family, ['-p', 'tcp', '--dport', '80'], 1, () =>
+        bed.forge(alice.device, segment),
+      );
+      return left === 0;
+    },
+  },
+  {
+    id: 'a neighbour that routes to the tunnels reaches nobody',
+    proves: ['unasked-into-tunnel'],
+    given: { foreign: FOREIGN_ACCEPT },
+    holds: async (bed, family) => {
+      const route = [POOL[family], 'via', bed.public[family]];
+      await bed.inet.exec('ip', [`-${family}`, 'route', 'replace', ...route]);
+      const target = bed.alice.address[family];
+      const match = ['-i', 'wg0', '-p', 'udp', '--dport', '4242'];
+      const count = await arriving(bed, bed.alice.device, target, family, match, async () => {
+        const seen = await bed.exit.countPackets(['-i', 'eth0', '-d', target], family);
+        for (let sent = 0; sent === 0 || (await seen()) === 0; sent++) await bed.inet.udp(target, 4242);
+      });
+      await bed.inet.exec('ip', [`-${family}`, 'route', 'delete', ...route]);
+      return count === 0;
+    },
+  },
+  {
+    id: 'no segment is larger than the tunnel, whichever end offers it',
+    proves: ['segment-size'],
+    holds: async (bed, family) => {
+      const { alice, inet } = bed;
+      const largest = 1420 - (family === 4 ? 40 : 60);
+      const tooLarge = (flags: string) => [
+        '-p',
+        'tcp',
+        '--tcp-flags',
+        'SYN,ACK',
+        flags,
+        '-m',
+        'tcpmss',
+        '--mss',
+        `${largest + 1}:65535`,
+      ];
+      // a device that was set up carelessly
+      await alice.device.exec('ip', ['link', 'set', 'wg0', 'mtu', '1500']);
+      const [out, back] = [
+        await inet.countPackets(tooLarge('SYN'), family),
+        await alice.device.countPackets(['-i', 'wg0', ...tooLarge('SYN,ACK')], family),
+      ];
+      const opened = await alice.device.probe(WEB[family], 80);
+      await alice.device.exec('ip', ['link', 'set', 'wg0', 'mtu', '1420']);
+      return opened === 'open' && (await out()) === 0 && (await back()) === 0;
+    },
+  },
+  {
+    id: 'whichever resolver a device asks, the one of its exit answers',
+    proves: ['dns-bypass'],
+    holds: async (bed, family) => {
+      const foreign = async () => {
+        const [tcp, udp] = await Promise.all([
+          bed.received(`foreign dns tcp${family}`),
+          bed.received(`foreign dns udp${family}`),
+        ]);
+        return tcp.count + udp.count;
+      };
+      await foreign();
+      const answers = [await answered(bed.alice, WEB[family], 53), await asked(bed.alice, WEB[family], 53)];
+      return answers.every((answer) => answer === 'haven') && (await foreign()) === 0;
+    },
+  },
+  {
+    id: 'clients leave with the address of the exit, from ports that are theirs alone',
+    proves: ['translate'],
+    holds: async (bed, family) => {
+      const { alice } = bed;
+      await Promise.all(['tcp', 'udp'].map((transport) => bed.received(`echo ${transport}${family}`)));
+      const own = await leaving(bed, alice, family, ['-s', POOL[family]], 1, async () => {
+        await alice.device.ping(WEB[family], { timeoutMs: 500 });
+        for (let at = 0; at < 25; at++) {
+          await answered(alice, WEB[family], 7);
+          await asked(alice, WEB[family], 7);
+        }
+      });
+      const seen = await Promise.all(
+        ['tcp', 'udp'].map((transport) => bed.received(`echo ${transport}${family}`)),
+      );
+      const ports = seen.flatMap((each) => each.ports);
+      const theirs = (port: number) => port >= CLIENT_PORTS.first && port <= CLIENT_PORTS.last;
+      const exit = seen.flatMap((each) => each.peers).every((peer) => peer === bed.public[family]);
+      return own === 0 && ports.length === 50 && ports.every(theirs) && exit;
+    },
+  },
+  {
+    id: 'mail is refused at once',
+    proves: ['mail'],
+    holds: async (bed, family) => (await bed.alice.device.probe(WEB[family], 25, 2000)) === 'ECONNREFUSED',
+  },
+  {
+    id: 'encrypted DNS to others is refused at once',
+    proves: ['dns-over-tls'],
+    holds: async (bed, family) => {
+      const { alice } = bed;
+      const over = (protocol: string) => ['-p', protocol, '--dport', '853'];
+      const refusals = await alice.device.countPackets(
+        family === 4
+          ? ['-p', 'icmp', '--icmp-type', 'port-unreachable']
+          : ['-p', 'ipv6-icmp', '--icmpv6-type', 'port-unreachable'],
+        family,
+      );
+      const left = await leaving(bed, alice, family, over('udp'), 3, () =>
+        alice.device.udp(WEB[family], 853, { count: 3 }),
+      );
+      await bed.delivered(alice.device, alice.address[family]);
+      const tcp = await alice.device.probe(WEB[family], 853, 2000);
+      return left === 0 && (await refusals()) > 0 && tcp === 'ECONNREFUSED';
+    },
+  },
+  {
+    id: 'a family that the exit cannot carry is refused at once, and does not leave',
+    proves: ['no-uplink'],
+    given: { context: { uplink: null } },
+    holds: async (bed, family) => {
+      const { alice } = bed;
+      let outcome = '';
+      const left = await leaving(bed, alice, family, ['-p', 'tcp', '--dport', '80'], 1, async () => {
+        outcome = await alice.device.probe(WEB[family], 80, 1500);
+      });
+      return left === 0 && outcome !== 'open' && outcome !== 'timeout';
+    },
+  },
+  {
+    id: 'one client has no more connections than its share, and others have theirs',
+    proves: ['connection-limit'],
+    given: { context: { connectionsPerClient: 50 } },
+    holds: async (bed, family) => {
+      const { alice, bob } = bed;
+      // the resolver is one way to fill the table, the internet another
+      await alice.device.flows(WEB[family], 7, 250);
+      await alice.device.flows(GATEWAY[family], 53, 250);
+      const bobs = await answered(bob, WEB[family], 7);
+      const entries = await connections(bed, family, '-s', alice.address[family]);
+      return entries.length === 50 && bobs === 'x';
+    },
+  },
+  {
+    id: "a packet with somebody else's source gets no answer, even where the peer table lets it in",
+    proves: ['forged-source', 'forged-source-4'],
+    holds: async (bed, family) => {
+      const { alice, inet } = bed;
+      const victim = WEB[family];
+      await bed.allow(alice, [victim]);
+      await alice.device.exec('ip', ['address', 'add', victim, 'dev', 'wg0']);
+      await bed.received(`own dns udp${family}`);
+      const reflected = await arriving(bed, inet, victim, family, ['-p', 'udp', '--sport', '53'], () =>
+        bed.sends(alice, family, 3, () =>
+          alice.device.udp(GATEWAY[family], 53, { count: 3, localAddress: victim }),
+        ),
+      );
+      const { count } = await bed.received(`own dns udp${family}`);
+      await alice.device.exec('ip', ['address', 'delete', victim, 'dev', 'wg0']);
+      await bed.allow(alice, []);
+      return reflected + count === 0;
+    },
+  },
+  {
+    id: "a packet with another client's source is dropped",
+    proves: [],
+    holds: async (bed, family) => {
+      const { alice, bob } = bed;
+      await alice.device.exec('ip', ['address', 'add', bob.address[family], 'dev', 'wg0']);
+      await bed.received(`own dns udp${family}`);
+      await alice.device.udp(GATEWAY[family], 53, { count: 3, localAddress: bob.address[family] });
+      await alice.device.exec('ip', ['address', 'delete', bob.address[family], 'dev', 'wg0']);
+      // what comes after them has arrived, so they would have too
+      const later = await answered(alice, GATEWAY[family], 53);
+      return later === 'haven' && (await bed.received(`own dns udp${family}`)).count === 1;
+    },
+  },
+  {
+    id: 'the exit tells clients of no other way',
+    proves: ['send-redirects'],
+    families: [4],
+    // the redirect is sent before any rule could drop the packet; address translation then loses those of tracked ones
+    given: {
+      foreign: { 4: '*raw\n-I PREROUTING 1 -i wg+ -p udp --dport 4242 -j CT --notrack\nCOMMIT\n' },
+    },
+    holds: async (bed) => {
+      const { alice, bob } = bed;
+      const match = ['-p', 'icmp', '--icmp-type', 'redirect'];
+      const told = await arriving(bed, alice.device, alice.address[4], 4, match, () =>
+        bed.sends(alice, 4, 3, () => alice.device.udp(bob.address[4], 4242, { count: 3 })),
+      );
+      return told === 0;
+    },
+  },
+  {
+    id: 'a client does not tell the exit of another way',
+    proves: ['accept-redirects'],
+    families: [4],
+    given: { without: ['client-to-exit', 'forged-source-4'] },
+    holds: async (bed) => {
+      const { alice, exit } = bed;
+      const gateway = '203.0.113.1';
+      const target = '198.51.100.77';
+      await bed.allow(alice, [gateway]);
+      const accomplice = cables.artemis()[0]?.ipv4 ?? '';
+      await exit.ping(accomplice); // a neighbour that the exit knows
+      await bed.sends(alice, 4, 1, () =>
+        bed.forge(alice.device, {
+          kind: 'redirect',
+          source: gateway,
+          destination: bed.public[4],
+          target,
+          gateway: accomplice,
+        }),
+      );
+      const route = await exit.exec('ip', ['route', 'get', target]);
+      await bed.allow(alice, []);
+      await exit.exec('ip', ['route', 'flush', 'cache']);
+      return route.includes(`via ${gateway} `);
+    },
+  },
+  {
+    id: 'a packet does not choose its own way',
+    proves: ['source-routes'],
+    families: [4],
+    given: { without: ['client-to-exit'] },
+    holds: async (bed) => {
+      const { alice } = bed;
+      const left = await leaving(bed, alice, 4, ['-p', 'udp', '--dport', '4243'], 1, () =>
+        alice.device.exec('python3', [script('source-route.py'), GATEWAY[4], WEB[4], '4243']),
+      );
+      return left === 0;
+    },
+  },
+  {
+    id: 'neighbours do not find the gateway on the uplink',
+    proves: ['neighbours-ask'],
+    families: [4],
+    holds: async (bed) => {
+      const ip = (...args: string[]) => bed.inet.exec('ip', args);
+      await ip('route', 'replace', GATEWAY[4], 'dev', 'exits');
+      await bed.inet.run('ping', ['-c', '1', '-W', '1', GATEWAY[4]]);
+      const neighbour = await ip('neighbour', 'show', GATEWAY[4], 'dev', 'exits');
+      await ip('route', 'delete', GATEWAY[4], 'dev', 'exits');
+      await bed.inet.run('ip', ['neighbour', 'flush', 'to', GATEWAY[4], 'dev', 'exits']);
+      return !neighbour.includes('lladdr');
+    },
+  },
+  {
+    id: 'a reset out of the window neither reaches a client nor ends its connection',
+    proves: ['window-check'],
+    holds: async (bed, family) => {
+      const { alice, inet } = bed;
+      const { connection, port } = await openFlow(bed, family);
+      const count = await alice.device.countPackets(['-p', 'tcp', '--tcp-flags', 'RST', 'RST'], family);
+      const stray = await alice.device.countPackets(
+        ['-p', 'tcp', '-m', 'string', '--string', 'stray-data', '--algo', 'bm'],
+        family,
+      );
+      const segment = {
+        kind: 'tcp',
+        source: WEB[family],
+        destination: bed.public[family],
+        sourcePort: 7,
+        port,
+      };
+      // Of two sequence numbers half the space apart one is behind the window, the other far ahead of it. What is behind
+      // passes as delayed, and the client ignores it; a reset is no such thing.
+      for (const sequence of [77, 77 + 2 ** 31]) {
+        const stray = { ...segment, flags: 'A', sequence, payload: 'stray-data' };
+        await bed.forge(inet, { ...segment, flags: 'R', sequence }, stray);
+      }
+      const alive = (await connection.say('still there?')) === 'still there?';
+      const entries = await connections(bed, family, '-p', 'tcp', '-s', alice.address[family]);
+      await connection.close();
+      const established = entries.some(
+        (entry) => entry.includes('ESTABLISHED') && entry.includes(`dport=${port}`),
+      );
+      return alive && established && (await count()) === 0 && (await stray()) < 2;
+    },
+  },
+  {
+    id: 'idle connections are forgotten after two hours and four minutes',
+    proves: ['forgotten-connections'],
+    holds: async (bed, family) => {
+      const { connection } = await openFlow(bed, family);
+      const entries = await connections(bed, family, '-p', 'tcp', '-s', bed.alice.address[family]);
+      await connection.close();
+      const seconds = entries
+        .filter((entry) => entry.includes('ESTABLISHED'))
+        .map((entry) => Number(entry.trim().split(/\s+/)[2]));
+      return seconds.length > 0 && seconds.every((left) => left <= 7440);
+    },
+  },
+  {
+    id: "the exit's own connections have other ports than those of clients",
+    proves: ['own-ports'],
+    holds: async (bed) => (await bed.exit.givenPorts(40)).every((port) => port > CLIENT_PORTS.last),
+  },
+  {
+    id: 'no program is given the WireGuard port while the tunnel is away',
+    proves: ['wireguard-port-reserved'],
+    holds: async (bed) => {
+      const [first, last] = [PORTS.wg0, PORTS.wg1];
+      await bed.write([['net/ipv4/ip_local_port_range', `${first - 1} ${last + 1}`]]);
+      const listen = (name: 'wg0' | 'wg1', port: number) =>
+        bed.exit.exec('wg', ['set', name, 'listen-port', String(port)]);
+      await Promise.all([listen('wg0', 40_000), listen('wg1', 40_001)]);
+      const given = await bed.exit.givenPorts(40);
+      await Promise.all([listen('wg0', PORTS.wg0), listen('wg1', PORTS.wg1)]);
+      return !given.includes(first);
+    },
+  },
+  {
+    id: 'a host that lives by router advertisements keeps its IPv6 when it forwards',
+    proves: ['uplink-advertisements'],
+    families: [6],
+    holds: async (bed) =>
+      (await bed.exit.exec('cat', ['/proc/sys/net/ipv6/conf/eth0/accept_ra'])).trim() === '2',
+  },
+];
