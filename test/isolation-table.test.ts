@@ -22,7 +22,9 @@ function page(): string {
   const part = (title: string, rows: readonly (Row & { lines: readonly string[] })[]) => [
     `## ${title}`,
     ...rows.map(({ id, family, attack, why, lines }) => {
-      const proofs = SCENARIOS.filter(({ proves }) => proves.includes(id)).map((scenario) => `- ${scenario.id}`);
+      const proofs = SCENARIOS.filter(({ proves }) => proves.includes(id)).map(
+        (scenario) => `- ${scenario.id}`,
+      );
       const of = family === undefined ? 'IPv4 and IPv6' : `IPv${family}`;
       return [
         `### ${id}`,
