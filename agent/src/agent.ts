@@ -14,13 +14,21 @@ import { Announcer } from './announce.ts';
 import { type Ledger, openLedger } from './desired/ledger.ts';
 import { receive, type Staging } from './desired/receive.ts';
 import { type Change, type Held, outcome } from './desired/table.ts';
-import type { Clock, HostPort, LedgerDisk, Log, PeerTablePort, TelemetryPort, Uplink } from './ports.ts';
+import type {
+  HostPort,
+  LedgerDisk,
+  Log,
+  PeerTablePort,
+  SteadyClock,
+  TelemetryPort,
+  Uplink,
+} from './ports.ts';
 import { type Pass, Reconciler, type View } from './reconcile.ts';
 import { Counts, heartbeat, type Position, position, type Speaker } from './report.ts';
 import { settleUpkeep, type UpkeepPort } from './upkeep/upkeep.ts';
 
 export interface AgentPorts {
-  readonly clock: Clock;
+  readonly clock: SteadyClock;
   /** Uniform in [0, 1), for jitter. */
   readonly random: () => number;
   readonly log: Log;
@@ -55,6 +63,7 @@ export interface AgentStatus {
   readonly lastHeartbeat: Heartbeat | null;
   readonly repairs: number;
   readonly failures: number;
+  readonly forgotten: number;
   readonly refused: Readonly<Record<string, number>>;
 }
 
@@ -177,6 +186,7 @@ class LoopAgent implements Agent {
       lastHeartbeat: this.#lastHeartbeat,
       repairs: this.#counts.repairs,
       failures: this.#counts.failures,
+      forgotten: this.#counts.forgotten,
       refused: { ...this.#counts.refused },
     };
   }

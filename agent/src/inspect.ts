@@ -11,13 +11,14 @@ import {
   type HostWish,
   planHost,
 } from './plan/host.ts';
+import { IdleLook, NOTHING_SEEN } from './plan/idle.ts';
 import { type PeerObservation, planKeys, planTable, summarize } from './plan/peers.ts';
-import type { PeerTablePort } from './ports.ts';
+import type { PeerTablePort, SteadyClock } from './ports.ts';
 
 export interface InspectPorts {
   readonly peers: PeerTablePort;
   readonly lookAtHost: (wish: HostWish) => Promise<HostObservation>;
-  readonly now: () => number;
+  readonly clock: Pick<SteadyClock, 'now' | 'elapsed'>;
 }
 
 export interface Inspection {
@@ -50,8 +51,9 @@ export async function inspect(
   held: Held | null,
   wish: HostWish,
 ): Promise<Inspection> {
+  const times = { now: ports.clock.now(), elapsed: ports.clock.elapsed() };
   const [seen, host] = await Promise.all([
-    observePeers(ports.peers, () => held, ports.now()),
+    observePeers(ports.peers, () => held, new IdleLook(NOTHING_SEEN, times)),
     ports.lookAtHost(wish),
   ]);
   const keys = planTable(held, seen, new Set(), []);

@@ -169,7 +169,7 @@ async function look(options: HostOptions) {
   const { tunnel, own, choices, lookAtHost, disk } = parts(options, identity, systemExec, quiet);
   const held = await readHeld(disk, identity.node.node);
   const wish = { config: held?.config ?? identity.node.config, choices, table: TABLE };
-  const seen = await inspect({ peers: tunnel, lookAtHost, now: Date.now }, own, held, wish);
+  const seen = await inspect({ peers: tunnel, lookAtHost, clock: systemClock }, own, held, wish);
   return { node: identity.node.node, seen };
 }
 

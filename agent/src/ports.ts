@@ -7,7 +7,7 @@ import type { NodeConfig } from '@katafract/shared/desired';
 import type { PeerEntry } from '@katafract/shared/digest';
 import type { Applied, Heartbeat, Hello, PartState } from '@katafract/shared/uplink';
 
-export type { Clock } from '@katafract/shared/clock';
+export type { Clock, SteadyClock } from '@katafract/shared/clock';
 
 /** Structured log lines. Peers are never named in them: counts and codes only. */
 export interface Log {
@@ -16,7 +16,10 @@ export interface Log {
   error(fields: Readonly<Record<string, unknown>>, message: string): void;
 }
 
-/** Changes to the kernel's peer table; removals come first, so that an address can pass from one key to another. */
+/**
+ * Changes to the kernel's peer table; removals come first, so that an address can pass from one key to another, and so
+ * that a key in both is made anew.
+ */
 export interface PeerBatch {
   /** Keys as the kernel names them; a key it does not have is no error. */
   readonly remove: readonly string[];
@@ -24,8 +27,11 @@ export interface PeerBatch {
   readonly set: readonly PeerEntry[];
 }
 
-/** One row of the kernel's table. `allowed` is the AllowedIPs text as printed; `handshake` is in Unix seconds, 0 never. */
-export type PeerVisitor = (publicKey: string, allowed: string, handshake: number) => void;
+/**
+ * One row of the kernel's table. `allowed` is the AllowedIPs text as printed; `handshake` is in Unix seconds, 0 never;
+ * `known`: the kernel has an endpoint for it, which nobody else is told.
+ */
+export type PeerVisitor = (publicKey: string, allowed: string, handshake: number, known: boolean) => void;
 
 /** The tunnel interface as WireGuard sees it. */
 export interface Tunnel {

@@ -10,11 +10,27 @@ import type { PartState } from '@katafract/shared/uplink';
 import { applyPeers, type PeersApplied } from './apply/peers.ts';
 import type { Held } from './desired/table.ts';
 import { observePeers } from './observe/peers.ts';
-import { type KernelSummary, type PeerObservation, planKeys, planTable, summarize } from './plan/peers.ts';
-import type { Clock, HostInspection, HostPort, HostReport, Log, PeerTablePort, Tunnel } from './ports.ts';
+import { IdleLook, type IdleMemory, NOTHING_SEEN } from './plan/idle.ts';
+import {
+  type KernelSummary,
+  type PeerObservation,
+  planForgetting,
+  planKeys,
+  planTable,
+  summarize,
+} from './plan/peers.ts';
+import type {
+  HostInspection,
+  HostPort,
+  HostReport,
+  Log,
+  PeerTablePort,
+  SteadyClock,
+  Tunnel,
+} from './ports.ts';
 
 export interface ReconcilerPorts {
-  readonly clock: Clock;
+  readonly clock: SteadyClock;
   readonly peers: PeerTablePort;
   readonly host: HostPort;
   readonly log: Log;
@@ -32,6 +48,8 @@ export interface Pass {
   /** null where the kernel could not be read: a report would have to guess. */
   readonly kernel: KernelSummary | null;
   readonly recent: number;
+  /** Idle peers that the kernel was made to forget. */
+  readonly forgotten: number;
   readonly rules: PartState;
   readonly repairs: number;
   readonly failures: number;
@@ -55,6 +73,7 @@ export class Reconciler {
   /** Whether the interface and the rules were in place after the last full pass. */
   #hostReady = false;
   #epoch = 0;
+  #idleMemory: IdleMemory = NOTHING_SEEN;
 
   constructor(ports: ReconcilerPorts, held: () => Held | null, config: () => NodeConfig) {
     this.#ports = ports;
@@ -124,10 +143,12 @@ export class Reconciler {
         return null;
       }
     };
+    const idle = new IdleLook(this.#idleMemory, { now: clock.now(), elapsed: clock.elapsed() });
     const [peersSeen, hostSeen] = await Promise.all([
-      seen('peers', observePeers(peers, this.#held, clock.now())),
+      seen('peers', observePeers(peers, this.#held, idle)),
       seen('host', host.inspect(this.#config())),
     ]);
+    this.#idleMemory = idle.memory();
     return { epoch, peers: peersSeen, host: hostSeen };
   }
 
@@ -139,7 +160,7 @@ export class Reconciler {
     this.#hostReady = host.ready;
     const known = this.#told ?? new Set();
     this.#told = null;
-    if (!view.peers) return { ...host, kernel: null, recent: 0, failures: host.failures + 1 };
+    if (!view.peers) return { ...host, kernel: null, recent: 0, forgotten: 0, failures: host.failures + 1 };
     const held = this.#held();
     const doubtful = [...this.#dirty, ...this.#failed];
     const keys = planTable(held, view.peers, known, doubtful);
@@ -149,12 +170,16 @@ export class Reconciler {
     this.#dirty.clear();
     this.#grounded = true;
     this.#record(keys, applied);
+    const idle = view.peers.idle.filter((key) => !keys.has(key) && !known.has(key));
+    const forgotten = await applyPeers(this.#ports.peers, planForgetting(held, idle));
+    this.#record(idle, forgotten);
     return {
       rules: host.rules,
       repairs: host.repairs + Math.max(0, drift - applied.failed.size),
-      failures: host.failures + applied.failed.size,
-      kernel: summarize(held, view.peers, applied.failed),
+      failures: host.failures + applied.failed.size + forgotten.failed.size,
+      kernel: summarize(held, view.peers, new Set([...applied.failed, ...forgotten.failed])),
       recent: view.peers.recent,
+      forgotten: idle.length - forgotten.failed.size,
     };
   }
 

@@ -44,6 +44,7 @@ export function hello(speaker: Speaker, held: Held | null, wantSnapshot: boolean
 export class Counts {
   repairs = 0;
   failures = 0;
+  forgotten = 0;
   /** Worst state of the rules since the last heartbeat: a repair in between must show. */
   rules: PartState = 'ok';
   readonly refused: Record<string, number> = {};
@@ -51,6 +52,7 @@ export class Counts {
   add(pass: Pass): void {
     this.repairs += pass.repairs;
     this.failures += pass.failures;
+    this.forgotten += pass.forgotten;
     if (pass.rules !== 'ok') this.rules = pass.rules;
   }
 

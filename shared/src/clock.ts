@@ -6,9 +6,16 @@ export interface Clock {
   after(ms: number, task: () => void): () => void;
 }
 
+/** One that also tells how long something takes, whoever sets the time meanwhile. */
+export interface SteadyClock extends Clock {
+  /** Milliseconds since some moment. */
+  elapsed(): number;
+}
+
 /** The real clock. Its timers do not keep a process alive on their own. */
-export const systemClock: Clock = {
+export const systemClock: SteadyClock = {
   now: () => Date.now(),
+  elapsed: () => performance.now(),
   after(ms, task) {
     const timer = setTimeout(task, ms);
     timer.unref();

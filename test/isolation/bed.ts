@@ -44,7 +44,7 @@ export const GATEWAY: Address = { 4: '10.64.0.1', 6: 'fd4b:6174:6166::1' };
 export const POOL: Address = { 4: '10.64.0.0/10', 6: 'fd4b:6174:6166::/64' };
 export const WEB: Address = { 4: INTERNET.ipv4, 6: INTERNET.ipv6 };
 export const PORTS = { wg0: 51820, wg1: 51821 } as const;
-const CONFIG: NodeConfig = {
+export const CONFIG: NodeConfig = {
   listenPort: PORTS.wg0,
   mtu: 1420,
   gateway4: Cidr4.parse('10.64.0.1/10'),

@@ -10,7 +10,7 @@ import {
   type PublisherEvent,
   type PublisherPorts,
 } from '@katafract/controller/fleet/publisher';
-import type { Clock } from '@katafract/shared/clock';
+import type { SteadyClock } from '@katafract/shared/clock';
 import { signDesired } from '@katafract/shared/desired';
 import type { NodeId } from '@katafract/shared/units';
 import { Applied, Heartbeat, Hello } from '@katafract/shared/uplink';
@@ -20,7 +20,7 @@ import { Process } from './process.ts';
 import type { Streams } from './random.ts';
 
 export interface ControllerWorld {
-  readonly clock: Clock;
+  readonly clock: SteadyClock;
   readonly node: NodeId;
   readonly log: LogModel;
   readonly stateKey: CryptoKey;

@@ -113,7 +113,7 @@ export class KernelPort implements PeerTablePort {
     const there = this.#kernel.up;
     const show = (key: string) => {
       const allowed = this.#kernel.allowed(key);
-      if (allowed !== undefined) visit(key, allowed, 0);
+      if (allowed !== undefined) visit(key, allowed, 0, false);
     };
     for (const key of early) show(key);
     return this.#process.step(this.#duration(), () => {

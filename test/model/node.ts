@@ -1,7 +1,7 @@
 /** One run of the real agent core on the model's kernel and disk, as agent/src/main.ts wires it to the real ones. */
 import { type Agent, type AgentPorts, type AgentStatus, createAgent } from '@katafract/agent/agent';
 import type { UplinkMessage } from '@katafract/agent/ports';
-import type { Clock } from '@katafract/shared/clock';
+import type { SteadyClock } from '@katafract/shared/clock';
 import type { NodeConfig } from '@katafract/shared/desired';
 import type { Lineage, NodeId } from '@katafract/shared/units';
 import { type Disk, diskPort } from './disk.ts';
@@ -11,7 +11,7 @@ import { Process } from './process.ts';
 import type { Streams } from './random.ts';
 
 export interface NodeWorld {
-  readonly clock: Clock;
+  readonly clock: SteadyClock;
   readonly node: NodeId;
   readonly kernel: Kernel;
   readonly disk: Disk;

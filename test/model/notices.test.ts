@@ -145,7 +145,9 @@ it.each<[string, Tampering, RegExp]>([
   ],
   [
     'an agent whose timers never fire',
-    agent(({ clock }) => ({ clock: { now: () => clock.now(), after: () => () => undefined } })),
+    agent(({ clock }) => ({
+      clock: { now: () => clock.now(), elapsed: () => clock.elapsed(), after: () => () => undefined },
+    })),
     /heartbeats/,
   ],
   [

@@ -2,7 +2,7 @@
  * A process of the model, agent or controller: it can be killed between any two of its steps, and in the middle of
  * each. Killed, it never goes on: its timers do not fire and its pending steps neither resolve nor reject.
  */
-import type { Clock } from '@katafract/shared/clock';
+import type { SteadyClock } from '@katafract/shared/clock';
 
 /** What whoever is dead gets. */
 export function never(): Promise<never> {
@@ -11,11 +11,11 @@ export function never(): Promise<never> {
 
 export class Process {
   #alive = true;
-  readonly #clock: Clock;
+  readonly #clock: SteadyClock;
   /** What a kill in the middle does, per step under way. */
   readonly #underWay = new Set<() => void>();
 
-  constructor(clock: Clock) {
+  constructor(clock: SteadyClock) {
     this.#clock = clock;
   }
 
@@ -24,8 +24,9 @@ export class Process {
   }
 
   /** The clock as this process has it. */
-  readonly clock: Clock = {
+  readonly clock: SteadyClock = {
     now: () => this.#clock.now(),
+    elapsed: () => this.#clock.elapsed(),
     after: (ms, task) =>
       this.#clock.after(ms, () => {
         if (this.#alive) task();

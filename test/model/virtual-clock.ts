@@ -5,14 +5,14 @@
  * What a timer sets off runs in microtasks alone (crypto.ts keeps signatures on this thread), and Node empties the
  * microtask queue before it turns to an immediate. So one immediate later everything has settled.
  */
-import type { Clock } from '@katafract/shared/clock';
+import type { SteadyClock } from '@katafract/shared/clock';
 
 interface Timer {
   readonly at: number;
   readonly task: () => void;
 }
 
-export class VirtualClock implements Clock {
+export class VirtualClock implements SteadyClock {
   #now: number;
   /** Latest first, so that the next one is popped; of equals the one set first comes out first. */
   readonly #timers: Timer[] = [];
@@ -25,6 +25,10 @@ export class VirtualClock implements Clock {
   }
 
   now(): number {
+    return this.#now;
+  }
+
+  elapsed(): number {
     return this.#now;
   }
 

@@ -15,6 +15,7 @@ test('metrics are aggregates of the moment of the scrape', async () => {
     lastHeartbeat: null,
     repairs: 2,
     failures: 0,
+    forgotten: 0,
     refused: { digest: 4 },
   };
   let repairs = 2;

@@ -53,6 +53,11 @@ async function metricsText(
   gauge('receive_bytes', 'Received by the tunnel', ({ lastHeartbeat }) => lastHeartbeat?.rxBytes ?? 0);
   gauge('transmit_bytes', 'Sent by the tunnel', ({ lastHeartbeat }) => lastHeartbeat?.txBytes ?? 0);
   counter('repairs_total', 'Rows, rules and settings put right', ({ repairs }) => repairs);
+  counter(
+    'forgotten_total',
+    'Idle peers whose endpoint and handshake left the kernel',
+    ({ forgotten }) => forgotten,
+  );
   counter('failures_total', 'Steps that failed', ({ failures }) => failures);
   new Counter({
     name: 'katafract_agent_refused_total',

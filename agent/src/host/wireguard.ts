@@ -99,12 +99,14 @@ function parseInterface(line: string): Tunnel {
   return { publicKey, listenPort: Number(listenPort) };
 }
 
-/** public-key preshared-key endpoint allowed-ips latest-handshake rx tx keepalive; the endpoint is not looked at. */
+/** public-key preshared-key endpoint allowed-ips latest-handshake rx tx keepalive; of the endpoint only whether it is there. */
 function visitRow(text: string, start: number, visit: PeerVisitor): void {
   const key = text.indexOf('\t', start);
-  const allowed = text.indexOf('\t', text.indexOf('\t', key + 1) + 1) + 1;
+  const endpoint = text.indexOf('\t', key + 1) + 1;
+  const allowed = text.indexOf('\t', endpoint) + 1;
   const end = text.indexOf('\t', allowed);
-  visit(text.slice(start, key), text.slice(allowed, end), digitsAt(text, end + 1));
+  const known = !text.startsWith('(none)', endpoint);
+  visit(text.slice(start, key), text.slice(allowed, end), digitsAt(text, end + 1), known);
 }
 
 /** The number that begins there. */

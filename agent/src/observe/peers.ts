@@ -4,33 +4,29 @@
  */
 import type { PeerEntry } from '@katafract/shared/digest';
 import type { Held } from '../desired/table.ts';
+import type { IdleLook } from '../plan/idle.ts';
 import type { PeerObservation } from '../plan/peers.ts';
 import type { PeerTablePort } from '../ports.ts';
-
-/** A peer counts as recent for this long after a handshake, in seconds: WireGuard's REJECT_AFTER_TIME. */
-export const RECENT_SECONDS = 180;
 
 /**
  * @param held asked for with every row, since it may change while the dump streams; keys changed meanwhile are the
  * caller's to set aside
- * @param now milliseconds since the epoch
+ * @param look at who is idle, which is told of every row
  */
 export async function observePeers(
   table: PeerTablePort,
   held: () => Held | null,
-  now: number,
+  look: IdleLook,
 ): Promise<PeerObservation> {
-  const since = now / 1000 - RECENT_SECONDS;
   const different = new Map<string, string>();
   const seen = new Set<string>();
-  let recent = 0;
-  const tunnel = await table.dump((publicKey, allowed, handshake) => {
-    if (handshake > since) recent++;
+  const tunnel = await table.dump((publicKey, allowed, handshake, known) => {
+    look.see(publicKey, handshake, known);
     const row = held()?.peers.get(publicKey);
     if (row) seen.add(row.publicKey);
     if (!row || !agrees(allowed, row)) different.set(publicKey, allowed);
   });
-  return { tunnel, different, missing: unseen(held(), seen), recent };
+  return { tunnel, different, missing: unseen(held(), seen), recent: look.recent, idle: look.idle };
 }
 
 /** Whether the text is `allowedIps(row)`, without making that text: this is asked once a peer, every ten seconds. */

@@ -12,8 +12,10 @@ export interface PeerObservation {
   readonly different: ReadonlyMap<string, string>;
   /** Held keys that the kernel does not have. */
   readonly missing: readonly string[];
-  /** Peers with a handshake in the last RECENT_SECONDS (observe/peers.ts). */
+  /** Peers with a handshake in the last RECENT_SECONDS. */
   readonly recent: number;
+  /** Keys of which the kernel knows more than it needs (idle.ts). */
+  readonly idle: readonly string[];
 }
 
 /** The batch that puts exactly these keys right: set where held, removed where not. */
@@ -27,6 +29,12 @@ export function planKeys(held: Held | null, keys: Iterable<string>): PeerBatch {
     else remove.push(key);
   }
   return { remove, set };
+}
+
+/** The batch that makes these keys anew, as far as they are held, so that the kernel knows nothing of them but that. */
+export function planForgetting(held: Held | null, keys: Iterable<string>): PeerBatch {
+  const { set } = planKeys(held, keys);
+  return { remove: set.map((row) => row.publicKey), set };
 }
 
 /**
