@@ -172,6 +172,36 @@ describe.skipIf(process.getuid?.() !== 0)('katafract-agent', () => {
       expect(await host.exec.run('sh', ['-c', 'ip -o link show dev wg0 | cut -d: -f1'])).toBe(index);
     });
 
+    test('is proved row by row, and says what each missing one would allow', async () => {
+      const proved = await agent('verify');
+      expect(proved).toMatchObject({ status: 0, output: expect.stringMatching(/all \d+ hold\n$/) });
+      for (const command of [
+        'iptables -t mangle -D KATAFRACT-FORWARD -d 169.254.0.0/16 -i wg+ -j DROP',
+        'ip6tables -I KATAFRACT-FORWARD -j ACCEPT',
+        'iptables -I FORWARD -j ACCEPT',
+        'ip6tables -P FORWARD ACCEPT',
+        'sysctl -qw net.ipv4.conf.wg0.rp_filter=0',
+      ]) {
+        await host.exec.run('sh', ['-c', command]);
+      }
+      const { status, output } = await agent('verify');
+      expect(status).toBe(3);
+      const failing = output.split('\n').filter((line) => line.startsWith('FAIL'));
+      expect(failing.map((line) => line.replace(/ +/g, ' '))).toEqual([
+        'FAIL private-destinations IPv4 mangle FORWARD: -d 169.254.0.0/16 -i wg+ -j DROP',
+        'FAIL jump IPv4 filter FORWARD: -j KATAFRACT-FORWARD, once and before everything else',
+        'FAIL chain IPv6 filter FORWARD: these rules and no others, in this order',
+        'FAIL forward-policy IPv6 filter FORWARD: policy DROP',
+        'FAIL forged-source-4 IPv4 net/ipv4/conf/wg0/rp_filter = 1',
+      ]);
+      expect(output).toContain("without: a client reaches the operator's private networks");
+      expect(output).toContain('found:   -j ACCEPT');
+      const found = JSON.parse((await agent('verify', '--json')).output) as { holds: boolean }[];
+      expect(found.filter(({ holds }) => !holds)).toHaveLength(5);
+      // looking is not repairing
+      expect((await agent('verify')).status).toBe(3);
+    });
+
     test('a lost interface comes back with everything on it', async () => {
       await host.exec.run('sh', [
         '-c',

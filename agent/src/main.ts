@@ -30,6 +30,7 @@ import { observeHost } from './observe/host.ts';
 import { CONNECTIONS_PER_CLIENT, type HostChoices } from './plan/context.ts';
 import type { HostWish } from './plan/host.ts';
 import { TABLE } from './plan/table.ts';
+import { verifyHost, verifyText } from './plan/verify.ts';
 import type { Log, Uplink } from './ports.ts';
 import { VERSION } from './version.ts';
 
@@ -163,14 +164,27 @@ function signalled(): Promise<void> {
   });
 }
 
-async function look(options: HostOptions) {
+/** What is there and what should be, beside the running agent and changing nothing. */
+async function beside(options: HostOptions) {
   const identity = await loadIdentity(options.stateDir);
   const quiet: Log = { info: () => undefined, warn: () => undefined, error: () => undefined };
   const { tunnel, own, choices, lookAtHost, disk } = parts(options, identity, systemExec, quiet);
   const held = await readHeld(disk, identity.node.node);
   const wish = { config: held?.config ?? identity.node.config, choices, table: TABLE };
+  return { node: identity.node.node, tunnel, own, lookAtHost, held, wish };
+}
+
+async function look(options: HostOptions) {
+  const { node, tunnel, own, lookAtHost, held, wish } = await beside(options);
   const seen = await inspect({ peers: tunnel, lookAtHost, clock: systemClock }, own, held, wish);
-  return { node: identity.node.node, seen };
+  return { node, seen };
+}
+
+async function verify(options: HostOptions & { json?: boolean }): Promise<void> {
+  const { lookAtHost, wish } = await beside(options);
+  const findings = verifyHost(options.interface, wish, await lookAtHost(wish));
+  console.log(options.json ? JSON.stringify(findings, null, 2) : verifyText(findings));
+  process.exitCode = findings.every(({ holds }) => holds) ? 0 : 3;
 }
 
 async function joinToken(file: string | undefined): Promise<JoinToken> {
@@ -243,6 +257,12 @@ function program(): Command {
       console.log(options.json ? JSON.stringify({ node, ...seen }, null, 2) : statusText(node, seen));
       process.exitCode = inOrder(seen) ? 0 : 3;
     });
+  onHost(
+    'verify',
+    'prove this host against what an exit enforces; says which attack each failing row would allow (exit status 3)',
+  )
+    .option('--json', 'as JSON')
+    .action(verify);
   onHost('plan', 'what one full pass would do; changes nothing').action(async (options: HostOptions) => {
     console.log(planText((await look(options)).seen));
   });

@@ -15,6 +15,52 @@ const UPLINKS = {
 const context = (family: Family, choices: Partial<HostChoices> = {}) =>
   ruleContext(family, CONFIG, UPLINKS, { ...DEFAULT_CHOICES, ...choices });
 
+/** Docker's, fail2ban's and a host's own rules, as they stand on machines that have them. */
+const FOREIGN: Readonly<Record<Family, string>> = {
+  4: foreignRules('172.17.0.0/16', '172.17.0.2', '192.0.2.66/32', 'icmp-port-unreachable'),
+  6: foreignRules('fd00:d0c:e2::/64', '[fd00:d0c:e2::2]', '2001:db8::66/128', 'icmp6-port-unreachable'),
+};
+
+function foreignRules(net: string, container: string, banned: string, refusal: string): string {
+  return `*filter
+:INPUT DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-USER - [0:0]
+:f2b-sshd - [0:0]
+-A INPUT -p tcp -m multiport --dports 22 -j f2b-sshd
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -p tcp -m tcp --dport 22 -m comment --comment "the operator's own" -j ACCEPT
+-A INPUT -i lo -j ACCEPT
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A DOCKER ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j RETURN
+-A DOCKER-USER -j RETURN
+-A f2b-sshd -s ${banned} -j REJECT --reject-with ${refusal}
+-A f2b-sshd -j RETURN
+COMMIT
+*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s ${net} ! -o docker0 -j MASQUERADE
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination ${container}:80
+COMMIT
+`;
+}
+
+/** Docker puts its jumps to the very head of FORWARD whenever it starts, and takes the ones before away. */
+const RELOAD = `*filter
+-D FORWARD -j DOCKER-ISOLATION-STAGE-1
+-D FORWARD -j DOCKER-USER
+-I FORWARD -j DOCKER-ISOLATION-STAGE-1
+-I FORWARD -j DOCKER-USER
+COMMIT
+`;
+
 test('a fresh host gets this text, IPv4', () => {
   expect(planFirewall('', context(4), TABLE)).toMatchInlineSnapshot(`
     "*raw
@@ -234,6 +280,40 @@ describe.skipIf(process.getuid?.() !== 0).each(FAMILIES)('on a real host, IPv%i'
     const saved = await rules().save(family);
     expect(saved).toContain('-A DOCKER -i docker0 -j ACCEPT');
     expect(saved).toMatch(/-A FORWARD -j KATAFRACT-FORWARD\n-A FORWARD -j DOCKER/);
+  });
+
+  test("others' rules survive 100 reconciles byte for byte, also when they are loaded again under us", async () => {
+    const foreign = async () => {
+      const saved = await rules().save(family);
+      return saved
+        .split('\n')
+        .filter((line) => !/KATAFRACT|^#/.test(line))
+        .map((line) => line.replace(/\[\d+:\d+\]/, ''))
+        .join('\n');
+    };
+    await host.exec.run(`${iptables}-restore`, ['--noflush'], { stdin: FOREIGN[family] });
+    let before = await foreign();
+    expect(before).toContain('DOCKER-USER');
+    expect(before).toContain('f2b-sshd');
+    for (let round = 0; round < 100; round++) {
+      const theirs = round % 10 === 3 || round % 10 === 7;
+      // what Docker does when it starts again, fail2ban when it bans, a host's firewall when it is reloaded
+      if (round % 10 === 3) {
+        await host.exec.run(`${iptables}-restore`, ['--noflush'], { stdin: RELOAD });
+      } else if (round % 10 === 7) {
+        await host.exec.run(iptables, ['-D', 'INPUT', '-i', 'lo', '-j', 'ACCEPT']);
+        await host.exec.run(iptables, ['-A', 'INPUT', '-i', 'lo', '-j', 'ACCEPT']);
+      } else {
+        // ours change, and change back
+        await repair(
+          round % 2 === 0 ? { ...context(family), connectionsPerClient: round + 2 } : context(family),
+        );
+      }
+      if (theirs) before = await foreign();
+      await repair();
+      expect(await plan()).toBeNull();
+      expect(await foreign()).toBe(before);
+    }
   });
 
   test('a text that cannot be taken changes nothing', async () => {

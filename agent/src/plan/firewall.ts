@@ -7,16 +7,23 @@ import type { RuleContext } from './context.ts';
 import { CHAIN_PREFIX, PLACES, type Place } from './rules.ts';
 import type { Table } from './table.ts';
 
-interface SavedTable {
+export interface SavedTable {
   /** Own chains and their rules (the text after `-A CHAIN `). */
   readonly own: Map<string, string[]>;
   /** Rules of other chains that jump to one of ours: which one, from where, at which position (from 1). */
   readonly jumps: { chain: string; parent: string; position: number; rule: string }[];
   /** Of built-in chains. */
   readonly policies: Map<string, string>;
+  /** The first rule of other chains. */
+  readonly first: Map<string, string>;
 }
 
-const emptyTable = (): SavedTable => ({ own: new Map(), jumps: [], policies: new Map() });
+const emptyTable = (): SavedTable => ({
+  own: new Map(),
+  jumps: [],
+  policies: new Map(),
+  first: new Map(),
+});
 
 /** The chain of ours that hooks into a built-in one. */
 export const chainOf = (parent: string) => `${CHAIN_PREFIX}${parent}`;
@@ -52,6 +59,7 @@ function addRule(table: SavedTable, lengths: Map<string, number>, line: string):
   }
   const position = (lengths.get(chain) ?? 0) + 1;
   lengths.set(chain, position);
+  if (position === 1) table.first.set(chain, rule);
   const target = words[words.findIndex((word) => word === '-j' || word === '-g') + 1];
   if (target?.startsWith(CHAIN_PREFIX)) table.jumps.push({ chain: target, parent: chain, position, rule });
 }

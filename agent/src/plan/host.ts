@@ -138,7 +138,7 @@ function planSettings(
   return steps;
 }
 
-function settingContext(tunnel: string, config: NodeConfig, uplinks: Uplinks): SettingContext {
+export function settingContext(tunnel: string, config: NodeConfig, uplinks: Uplinks): SettingContext {
   return { tunnel, uplink6: uplinks.uplink6, listenPorts: [config.listenPort] };
 }
 

@@ -1,0 +1,159 @@
+/**
+ * Holds what was seen of a host against the table of what an exit enforces, pure: one finding a rule, policy, setting and
+ * jump. Unlike a plan it puts nothing right; it says what is wrong, and what an attacker could do with that.
+ */
+
+import type { Family } from '../ports.ts';
+import { FAMILIES, type RuleContext, ruleContext } from './context.ts';
+import { chainOf, jumpsRight, parseSaved, type SavedTable, wantedRules } from './firewall.ts';
+import { type HostObservation, type HostWish, settingContext } from './host.ts';
+import { PLACES, type Place } from './rules.ts';
+import { isSet } from './sysctls.ts';
+import type { Table } from './table.ts';
+
+export interface Finding {
+  /** Row of the table, or what else was looked at. */
+  readonly id: string;
+  /** null: of both at once. */
+  readonly family: Family | null;
+  readonly holds: boolean;
+  /** What should be, as the kernel is told it. */
+  readonly expected: string;
+  /** What is; absent where that is as expected, or nothing. */
+  readonly found?: string;
+  /** What is possible without it. */
+  readonly attack: string;
+}
+
+/** Everything that is to hold of an exit, in the order of the table. */
+export function verifyHost(tunnel: string, wish: HostWish, seen: HostObservation): Finding[] {
+  return [
+    ...FAMILIES.flatMap((family) => {
+      const context = ruleContext(family, wish.config, seen, wish.choices);
+      return verifyFirewall(seen.firewall[family], context, wish.table);
+    }),
+    ...verifySettings(tunnel, wish, seen),
+    {
+      id: 'tunnel',
+      family: null,
+      holds: seen.link?.up === true,
+      expected: `${tunnel} is up`,
+      attack: 'none: there is no service without it',
+    },
+  ];
+}
+
+function verifyFirewall(saved: string, context: RuleContext, table: Table): Finding[] {
+  const tables = parseSaved(saved);
+  return PLACES.flatMap(({ table: name, parent }) => {
+    const place = `${name} ${parent}` as Place;
+    const seen = tables.get(name);
+    return [
+      ...verifyJump(seen, place, parent, context.family),
+      ...verifyChain(seen, place, parent, context, table),
+      ...verifyPolicies(seen, place, parent, context.family, table),
+    ];
+  });
+}
+
+function verifyJump(seen: SavedTable | undefined, place: Place, parent: string, family: Family): Finding[] {
+  const first = seen?.first.get(parent);
+  return [
+    {
+      id: 'jump',
+      family,
+      holds: jumpsRight(seen, parent),
+      expected: `${place}: -j ${chainOf(parent)}, once and before everything else`,
+      ...(first === undefined ? {} : { found: first }),
+      attack: 'whatever stands before it, or all of what follows it here, is decided by somebody else',
+    },
+  ];
+}
+
+function verifyChain(
+  seen: SavedTable | undefined,
+  place: Place,
+  parent: string,
+  context: RuleContext,
+  table: Table,
+): Finding[] {
+  const { family } = context;
+  const own = seen?.own.get(chainOf(parent)) ?? [];
+  const wanted = wantedRules(table, place, context);
+  const findings = wanted.map(({ row, rule }) => ({
+    id: row,
+    family,
+    holds: own.includes(rule),
+    expected: `${place}: ${rule}`,
+    attack: attackOf(table, row),
+  }));
+  const rules = wanted.map(({ rule }) => rule);
+  const strange = own.filter((rule) => !rules.includes(rule));
+  const inOrder =
+    own.filter((rule) => rules.includes(rule)).join('\n') ===
+    rules.filter((rule) => own.includes(rule)).join('\n');
+  const order: Finding = {
+    id: 'chain',
+    family,
+    holds: strange.length === 0 && inOrder,
+    expected: `${place}: these rules and no others, in this order`,
+    ...(strange.length > 0 ? { found: strange.join('; ') } : {}),
+    attack: 'a rule that is not ours, or out of its place, decides before the ones that should',
+  };
+  return [...findings, order];
+}
+
+function attackOf(table: Table, id: string): string {
+  return table.rules.find((row) => row.id === id)?.attack ?? '';
+}
+
+function verifyPolicies(
+  seen: SavedTable | undefined,
+  place: Place,
+  parent: string,
+  family: Family,
+  table: Table,
+): Finding[] {
+  return table.policies
+    .filter((row) => row.place === place && (row.family ?? family) === family)
+    .map(({ id, policy, attack }) => {
+      const found = seen?.policies.get(parent) ?? 'ACCEPT';
+      return { id, family, holds: found === policy, expected: `${place}: policy ${policy}`, found, attack };
+    });
+}
+
+function verifySettings(tunnel: string, { config, table }: HostWish, seen: HostObservation): Finding[] {
+  const context = settingContext(tunnel, config, seen);
+  return [...table.settings, ...table.forwarding].flatMap(({ id, family = null, attack, settings }) =>
+    settings(context).flatMap((setting) => {
+      const found = seen.sysctls.get(setting.path) ?? null;
+      if (found === null && setting.optional) return [];
+      const holds = found !== null && isSet(setting, found);
+      const verb = setting.list ? 'has' : '=';
+      return [
+        {
+          id,
+          family,
+          holds,
+          expected: `${setting.path} ${verb} ${setting.value}`,
+          found: found ?? 'nothing',
+          attack,
+        },
+      ];
+    }),
+  );
+}
+
+/** One line a finding; those that fail say what is there instead, and what that allows. */
+export function verifyText(findings: readonly Finding[]): string {
+  const lines = findings.flatMap(({ id, family, holds, expected, found, attack }) => {
+    const of = family === null ? '' : `IPv${family}`;
+    const line = `${holds ? 'pass' : 'FAIL'}  ${id.padEnd(24)} ${of.padEnd(4)}  ${expected}`;
+    if (holds) return [line];
+    const instead = found === undefined ? [] : [`      found:   ${found}`];
+    return [line, ...instead, `      without: ${attack}`];
+  });
+  const failing = findings.filter(({ holds }) => !holds).length;
+  const sum = failing === 0 ? `all ${findings.length} hold` : `${failing} of ${findings.length} do not hold`;
+  return [...lines, sum].join('\n');
+}
