@@ -76,6 +76,8 @@ export interface Agent {
   onDesired(jws: string): void;
   onConnected(): void;
   onDisconnected(): void;
+  /** Somebody may have changed the host. */
+  onHostChanged(): void;
   /** Resolves when there is nothing to do until the next event or timer. */
   idle(): Promise<void>;
   status(): AgentStatus;
@@ -83,6 +85,8 @@ export interface Agent {
 
 /** Messages waiting beyond this are dropped; the node then says hello and is carried on from what it holds. */
 const INBOX_LIMIT = 1024;
+/** Between two looks for changes of the host, in ms: whoever changes it without end must not keep the node busy. */
+const CHANGE_PAUSE_MS = 1000;
 /** A part is near 350 kB; nothing honest is larger than this, in characters. */
 const LARGEST_MESSAGE = 2_000_000;
 type Opened = { readonly message: Desired } | { readonly refused: string };
@@ -105,6 +109,11 @@ class LoopAgent implements Agent {
   /** A look that is ready to be acted on. */
   #view: View | null = null;
   #looking: Promise<void> | null = null;
+  /** Something changed while a look was under way, which may have missed it. */
+  #lookAgain = false;
+  /** No look for a change of the host before this, by the clock's `elapsed`. */
+  #quietUntil = 0;
+  #cancelQuiet: (() => void) | null = null;
   #busy = false;
   /** The loop's last run. */
   #running: Promise<void> = Promise.resolve();
@@ -138,6 +147,7 @@ class LoopAgent implements Agent {
   async stop(): Promise<void> {
     this.#stopped = true;
     this.#cancelTimer();
+    this.#cancelQuiet?.();
     this.#announcer.stop();
     await this.idle();
     await this.#ledger?.quiet();
@@ -168,6 +178,22 @@ class LoopAgent implements Agent {
 
   onDisconnected(): void {
     this.#announcer.disconnect();
+  }
+
+  onHostChanged(): void {
+    if (this.#stopped || this.#cancelQuiet) return;
+    const { clock } = this.#ports;
+    const wait = this.#quietUntil - clock.elapsed();
+    if (wait > 0) {
+      this.#cancelQuiet = clock.after(wait, () => {
+        this.#cancelQuiet = null;
+        this.onHostChanged();
+      });
+      return;
+    }
+    this.#quietUntil = clock.elapsed() + CHANGE_PAUSE_MS;
+    this.#lookAgain = this.#looking !== null || this.#view !== null;
+    this.#look();
   }
 
   async idle(): Promise<void> {
@@ -238,10 +264,11 @@ class LoopAgent implements Agent {
       this.#flush(),
       this.#heartbeatDue ? this.#settleUpkeep() : undefined,
     ]);
-    if (!pass) {
+    if (!pass || this.#lookAgain) {
+      this.#lookAgain = false;
       this.#look();
-      return;
     }
+    if (!pass) return;
     this.#lastPass = pass;
     this.#counts.add(pass);
     this.#speak();
@@ -337,7 +364,7 @@ class LoopAgent implements Agent {
 
   /** Looks at everything beside the loop, which acts on it when it is there. */
   #look(): void {
-    if (this.#looking || this.#stopped) return;
+    if (this.#looking || this.#view || this.#stopped) return;
     this.#looking = this.#reconciler.look().then((view) => {
       this.#looking = null;
       this.#view = view;

@@ -23,6 +23,7 @@ import { network } from './host/network.ts';
 import { shellExec } from './host/shells.ts';
 import { telemetry } from './host/telemetry.ts';
 import { upkeepFiles } from './host/upkeep.ts';
+import { watchHost } from './host/watch.ts';
 import { wireguard } from './host/wireguard.ts';
 import { enroll, type Identity, loadIdentity, stateFiles } from './identity.ts';
 import { inOrder, inspect, planText, statusText } from './inspect.ts';
@@ -146,7 +147,9 @@ async function serve(options: RunOptions, agent: Agent, link: BrokerLink, log: L
   const { metricsListen } = options;
   const metrics = metricsListen ? await serveMetrics(metricsListen, () => agent.status()) : null;
   link.start(agent);
+  const unwatch = watchHost(systemClock, log, () => agent.onHostChanged());
   await signalled();
+  unwatch();
   log.info({}, 'stopping; tunnels and rules stay');
   await metrics?.close();
 }

@@ -35,6 +35,31 @@ const KEPT_STDERR = 4096;
 
 export const systemExec: Exec = { run };
 
+export interface Following {
+  /** Resolves when the command has ended, however it did; says why. */
+  readonly ended: Promise<string>;
+  stop(): void;
+}
+
+/**
+ * Starts a command that goes on for as long as the agent does, and calls `onOutput` whenever it says something. It ends
+ * with the agent, also where that is killed (setpriv --pdeathsig), and says each line at once (stdbuf).
+ */
+export function follow(program: string, args: readonly string[], onOutput: () => void): Following {
+  const words = ['--pdeathsig', 'KILL', '--', 'stdbuf', '-oL', program, ...args];
+  const child = spawn('setpriv', words, { env: ENVIRONMENT, stdio: ['ignore', 'pipe', 'pipe'] });
+  let stderr = '';
+  child.stdout.on('data', onOutput);
+  child.stderr.setEncoding('utf8').on('data', (text: string) => {
+    if (stderr.length < KEPT_STDERR) stderr += text;
+  });
+  const ended = new Promise<string>((resolve) => {
+    child.on('error', (error) => resolve(error.message));
+    child.on('close', (status, signal) => resolve(stderr.trim() || `ended by ${signal ?? status}`));
+  });
+  return { ended, stop: () => child.kill('SIGKILL') };
+}
+
 function run(program: string, args: readonly string[], options: ExecOptions = {}): Promise<string> {
   return new Promise((resolve, reject) => {
     const child = spawn(program, args, {
