@@ -1,10 +1,12 @@
 /**
  * The agent is killed fifty times at random points, while peers come and go: no rule is ever doubled, the tunnel of a
- * device that has nothing to do with it loses no packet, and in the end the kernel holds what it should.
+ * device that has nothing to do with it loses no packet, one that scans without a pause reaches nothing, and in the end
+ * the kernel holds what it should.
  */
 import { PeerList } from '@katafract/shared/api';
 import { expect, test } from 'vitest';
 import { useDatabase } from './database.ts';
+import { Scan } from './isolation/scan.ts';
 import { makeKeys } from './lab/device.ts';
 import type { Exit } from './lab/exit.ts';
 import type { Lab } from './lab/lab.ts';
@@ -18,7 +20,7 @@ const LONGEST_LIFE_MS = 1500;
 const database = useDatabase();
 const fleet = useLab(() => ({
   exits: [{ name: 'fra-1', region: 'fra' }],
-  devices: 1,
+  devices: 2,
   database: database.url,
   // provisions go on while there is no agent to acknowledge them
   controllerEnv: { KATAFRACT_ACK_TIMEOUT_MS: '100' },
@@ -45,12 +47,20 @@ async function expectNoDoubles(exit: Exit): Promise<void> {
 test(`${KILLS} kills`, async () => {
   const { lab } = fleet;
   const exit = lab.exit('fra-1');
-  const [device] = lab.devices;
-  if (!device) throw new Error('no device');
+  const [device, scanner] = lab.devices;
+  if (!device || !scanner) throw new Error('no devices');
   const sigil = await lab.mintSigil('ops');
-  await lab.connectDevice(device, sigil, 'fra');
+  const { peer } = await lab.connectDevice(device, sigil, 'fra');
+  await lab.connectDevice(scanner, sigil, 'fra');
   const rules = await exit.firewall();
   const ping = await device.startPing('10.64.0.1', 25);
+  const scan = await Scan.start(scanner, [
+    { address: peer.addresses.ipv4, at: device },
+    { address: peer.addresses.ipv6, at: device },
+    { address: '100.64.0.1', at: lab.artemis },
+    { address: exit.publicAddress4, at: exit, socket: true },
+    { address: '192.168.7.7', at: lab.inet },
+  ]);
 
   let done = false;
   const load = Promise.all([1, 2, 3].map(() => churn(lab, sigil, () => done)));
@@ -77,6 +87,7 @@ test(`${KILLS} kills`, async () => {
     return held.sort().join() === wanted.sort().join();
   });
   expect(await exit.firewall()).toBe(rules);
+  expect((await scan.stop()).arrived).toEqual({});
   const report = await ping.stop();
   expect(report.lost).toEqual([]);
   expect(report.sent).toBeGreaterThan(100);
