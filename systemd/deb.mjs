@@ -1,74 +1,28 @@
 /**
- * The agent's Debian package: both programs, the Node they run on, and their units. The same inputs give the same
- * bytes: times come from SOURCE_DATE_EPOCH (reproducible-builds.org), owners are root, modes are given here.
+ * Packs a Debian package. The same inputs give the same bytes: times come from SOURCE_DATE_EPOCH
+ * (reproducible-builds.org), owners are root, modes are given, the order of files is dpkg-deb's own.
  */
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import {
   chmodSync,
   copyFileSync,
+  lstatSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
-  statSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { gzipSync } from 'node:zlib';
 
 const here = dirname(fileURLToPath(import.meta.url));
-const LIBRARY = 'usr/lib/katafract-agent';
-const ARCHITECTURES = { x64: 'amd64', arm64: 'arm64' };
-
-const WRAPPER = `#!/bin/sh
-exec /${LIBRARY}/node /${LIBRARY}/main.mjs "$@"
-`;
-
-const COPYRIGHT = `Katafract: unlicensed, all rights reserved.
-It includes Node.js (https://github.com/nodejs/node/blob/main/LICENSE).
-`;
-
-/** Path below the root, mode, and a file or a text. */
-function files({ main, helper, node }) {
-  const unit = (name) => [`lib/systemd/system/${name}`, 0o644, { file: join(here, name) }];
-  return [
-    ['usr/bin/katafract-agent', 0o755, { text: WRAPPER }],
-    [`${LIBRARY}/node`, 0o755, { file: node }],
-    [`${LIBRARY}/main.mjs`, 0o644, { file: main }],
-    [`${LIBRARY}/helper.mjs`, 0o644, { file: helper }],
-    ['usr/share/doc/katafract-agent/copyright', 0o644, { text: COPYRIGHT }],
-    unit('katafract-agent.service'),
-    unit('katafract-helper.service'),
-    unit('katafract-helper.path'),
-    ...['postinst', 'prerm', 'postrm'].map((name) => [
-      `DEBIAN/${name}`,
-      0o755,
-      { file: join(here, 'debian', name) },
-    ]),
-  ];
-}
-
-function control(version, architecture, kibibytes) {
-  const fields = {
-    Package: 'katafract-agent',
-    Version: version,
-    Architecture: architecture,
-    Maintainer: 'Katafract <packages@katafract.invalid>',
-    'Installed-Size': kibibytes,
-    Depends: 'init-system-helpers, iproute2, iptables, libc6, libgcc-s1, libstdc++6, wireguard-tools',
-    // for kernels without WireGuard
-    Suggests: 'wireguard-go',
-    Section: 'net',
-    Priority: 'optional',
-    Description:
-      'Agent of a Katafract exit node\n Makes the kernel agree with what the controller wants of the node.',
-  };
-  return Object.entries(fields)
-    .map(([name, value]) => `${name}: ${value}\n`)
-    .join('');
-}
 
 /** Seconds since the epoch. */
 function sourceDate() {
@@ -81,49 +35,98 @@ function sourceDate() {
   }
 }
 
+/** Puts a file, a text, or a folder with all that is in it, into the tree. @returns how many bytes it takes */
+function put(tree, { path, mode, file, text, folder, but = [] }) {
+  const target = join(tree, path);
+  if (folder !== undefined) {
+    return readdirSync(folder)
+      .filter((name) => !but.includes(name))
+      .map((name) => putEntry(tree, join(path, name), join(folder, name), but))
+      .reduce((sum, bytes) => sum + bytes, 0);
+  }
+  mkdirSync(dirname(target), { recursive: true });
+  if (text === undefined) copyFileSync(file, target);
+  else writeFileSync(target, text);
+  chmodSync(target, mode);
+  return lstatSync(target).size;
+}
+
+function putEntry(tree, path, source, but) {
+  const stat = lstatSync(source);
+  if (stat.isDirectory()) return put(tree, { path, folder: source, but });
+  if (stat.isSymbolicLink()) {
+    mkdirSync(dirname(join(tree, path)), { recursive: true });
+    symlinkSync(readlinkSync(source), join(tree, path));
+    return 0;
+  }
+  return put(tree, { path, file: source, mode: stat.mode & 0o111 ? 0o755 : 0o644 });
+}
+
+/** Debian wants compressed manuals and changelogs; without the time of today in their heads. */
+export const compressed = (text) => gzipSync(text, { level: 9 });
+
 /**
- * @param options.main, options.helper: the bundles; options.node: the Node to take along; options.version; options.folder
+ * @param options.fields of the control file, besides Installed-Size
+ * @param options.contents `{path, mode, file | text}` or `{path, folder, but}`, below the root of the system; `but`: names that
+ * are left out wherever they stand
+ * @param options.scripts maintainer scripts: name to file
+ * @param options.conffiles paths from the root that an upgrade leaves as the operator made them
+ * @param options.output folder that the package goes to
  * @returns the path of the package, and its SHA-256
  */
-export function agentPackage({ main, helper, node = process.execPath, version, folder }) {
-  const architecture = ARCHITECTURES[process.arch];
-  if (!architecture) throw new Error(`no package for ${process.arch}`);
+export function pack({ fields, contents, scripts, conffiles = [], output }) {
   const tree = mkdtempSync(join(tmpdir(), 'katafract-deb-'));
   try {
-    let bytes = 0;
-    for (const [path, mode, content] of files({ main, helper, node })) {
-      const target = join(tree, path);
-      mkdirSync(dirname(target), { recursive: true, mode: 0o755 });
-      if ('text' in content) writeFileSync(target, content.text);
-      else copyFileSync(content.file, target);
-      chmodSync(target, mode);
-      bytes += statSync(target).size;
-    }
-    writeFileSync(join(tree, 'DEBIAN/control'), control(version, architecture, Math.ceil(bytes / 1024)), {
-      mode: 0o644,
-    });
-    return pack(tree, join(folder, `katafract-agent_${version}_${architecture}.deb`));
+    const bytes = contents.reduce((sum, content) => sum + put(tree, content), 0);
+    const control = Object.entries({ ...fields, 'Installed-Size': Math.ceil(bytes / 1024) });
+    const texts = { control: control.map(([name, value]) => `${name}: ${value}\n`).join('') };
+    if (conffiles.length > 0) texts.conffiles = conffiles.map((path) => `/${path}\n`).join('');
+    for (const [name, text] of Object.entries(texts))
+      put(tree, { path: `DEBIAN/${name}`, mode: 0o644, text });
+    for (const [name, file] of Object.entries(scripts))
+      put(tree, { path: `DEBIAN/${name}`, mode: 0o755, file });
+    sums(tree);
+    const name = `${fields.Package}_${fields.Version}_${fields.Architecture}.deb`;
+    return build(tree, join(output, name));
   } finally {
     rmSync(tree, { recursive: true, force: true });
   }
 }
 
-function pack(tree, path) {
+/** dpkg --verify holds an installed system against these. */
+function sums(tree) {
+  const lines = [];
+  const walk = (folder) => {
+    for (const name of readdirSync(join(tree, folder)).sort()) {
+      const path = join(folder, name);
+      const stat = lstatSync(join(tree, path));
+      if (stat.isDirectory()) {
+        if (path !== 'DEBIAN') walk(path);
+      } else if (stat.isFile()) {
+        const sum = createHash('md5')
+          .update(readFileSync(join(tree, path)))
+          .digest('hex');
+        lines.push(`${sum}  ${path}\n`);
+      }
+    }
+  };
+  walk('');
+  put(tree, { path: 'DEBIAN/md5sums', mode: 0o644, text: lines.join('') });
+}
+
+function build(tree, path) {
   mkdirSync(dirname(path), { recursive: true });
+  const env = { ...process.env, SOURCE_DATE_EPOCH: sourceDate() };
   // folders take the mode of whoever builds, and times of today would differ each time
   execFileSync('find', [tree, '-type', 'd', '-exec', 'chmod', '0755', '{}', '+']);
-  const env = { ...process.env, SOURCE_DATE_EPOCH: sourceDate() };
-  execFileSync('find', [
-    tree,
-    '-exec',
-    'touch',
-    '--no-dereference',
-    '-d',
-    `@${env.SOURCE_DATE_EPOCH}`,
-    '{}',
-    '+',
-  ]);
-  const how = ['--root-owner-group', '-Zxz', '-z1', '--threads-max=2'];
+  const at = `@${env.SOURCE_DATE_EPOCH}`;
+  execFileSync('find', [tree, '-exec', 'touch', '--no-dereference', '-d', at, '{}', '+']);
+  const how = [
+    '--root-owner-group',
+    `-Z${process.env.KATAFRACT_DEB_COMPRESSION ?? 'xz'}`,
+    '-z1',
+    '--threads-max=2',
+  ];
   execFileSync('dpkg-deb', [...how, '--build', tree, path], { env, stdio: ['ignore', 'ignore', 'inherit'] });
   return { path, sha256: createHash('sha256').update(readFileSync(path)).digest('hex') };
 }

@@ -48,6 +48,13 @@ const SSH = [
 ];
 /** Makes the certificates that stand in for Apple's. */
 const PKI = [['openssl', 'openssl']];
+/** Boots real machines in containers, and builds what is installed there. */
+const MACHINES = [
+  ['debootstrap', 'debootstrap'],
+  ['systemd-nspawn', 'systemd-container'],
+  ['systemd-analyze', 'systemd'],
+  ['dpkg-deb', 'dpkg'],
+];
 /** Forges the packets that attack an exit. */
 const PYTHON = [['python3', 'python3']];
 /** Services those packages would start at boot; the tests start their own instances instead. */
@@ -119,7 +126,7 @@ function installNpmPackages() {
     readFileSync(join(root, 'pnpm-lock.yaml')),
     readFileSync(join(root, 'pnpm-workspace.yaml')),
   );
-  const linked = ['.', 'agent', 'controller', 'shared', 'test'];
+  const linked = ['.', 'agent', 'controller', 'shared', 'systemd', 'test'];
   const complete = linked.every((name) => existsSync(join(root, name, 'node_modules')));
   if (complete && isStamped('.katafract-lock', lock)) return;
   // CI=true: never ask whether an outdated node_modules may be replaced
@@ -219,7 +226,7 @@ if (major < 20 || (major === 20 && minor < 19))
 const SETS = {
   '--packages': [],
   '--demo': [...LAB, ...PKI],
-  '--test': [...LAB, ...DAEMONS, ...PKI, ...PYTHON],
+  '--test': [...LAB, ...DAEMONS, ...PKI, ...PYTHON, ...MACHINES],
   '--bench': [...LAB, ...SSH, ...PKI],
 };
 const wanted = process.argv.slice(2);

@@ -59,6 +59,8 @@ export interface AgentStatus {
   /** The kernel took all of it, and the disk has it. */
   readonly applied: boolean;
   readonly connected: boolean;
+  /** Since the last full pass ended, in ms; null before the first. */
+  readonly lastPassAge: number | null;
   readonly lastPass: Pass | null;
   readonly lastHeartbeat: Heartbeat | null;
   readonly repairs: number;
@@ -123,6 +125,7 @@ class LoopAgent implements Agent {
   #upkeepDue = false;
   #upkeep: UpkeepReport | null = null;
   #lastPass: Pass | null = null;
+  #lastPassAt: number | null = null;
   #lastHeartbeat: Heartbeat | null = null;
 
   constructor(ports: AgentPorts, settings: AgentSettings) {
@@ -208,6 +211,7 @@ class LoopAgent implements Agent {
       heldPeers: held?.peers.size ?? 0,
       applied: this.#applied(),
       connected: this.#announcer.connected,
+      lastPassAge: this.#lastPassAt === null ? null : this.#ports.clock.elapsed() - this.#lastPassAt,
       lastPass: this.#lastPass,
       lastHeartbeat: this.#lastHeartbeat,
       repairs: this.#counts.repairs,
@@ -270,6 +274,7 @@ class LoopAgent implements Agent {
     }
     if (!pass) return;
     this.#lastPass = pass;
+    this.#lastPassAt = this.#ports.clock.elapsed();
     this.#counts.add(pass);
     this.#speak();
     if (this.#heartbeatDue) await this.#sendHeartbeat(pass);

@@ -6,6 +6,7 @@ import { systemClock } from '@katafract/shared/clock';
 import { JoinToken } from '@katafract/shared/enroll';
 import { KatafractError } from '@katafract/shared/errors';
 import { redactText } from '@katafract/shared/redact';
+import { supervisor } from '@katafract/shared/supervisor';
 import { Endpoint, Ipv4, Ipv6 } from '@katafract/shared/units';
 import { Command } from 'commander';
 import { z } from 'zod';
@@ -49,6 +50,9 @@ interface RunOptions extends HostOptions {
   logLevel: string;
 }
 
+/** Passes come every ten seconds, and the longest take a few: an agent without one for this long hangs. In ms. */
+const STUCK_MS = 60_000;
+
 /** The rules speak of `wg+`: a tunnel of another name would stand outside of them. */
 const INTERFACE = /^wg[0-9a-z_-]{0,13}$/;
 
@@ -59,7 +63,9 @@ function parts(options: HostOptions, identity: Identity, exec: Exec, log: Log) {
       'the tunnel interface must be named wg…, at most 15 characters',
     );
   }
-  const tunnel = wireguard(exec, options.interface, stateFiles(options.stateDir).wireguard);
+  const supervised = (process.env.KATAFRACT_TUNNEL_UNITS ?? '').split(' ').includes(options.interface);
+  const { wireguard: privateKey } = stateFiles(options.stateDir);
+  const tunnel = wireguard(exec, options.interface, privateKey, supervised);
   const net = network(exec);
   const rules = firewall(exec);
   const own = { interfaceName: options.interface, publicKey: identity.node.publicKey };
@@ -132,8 +138,16 @@ async function run(options: RunOptions): Promise<void> {
     await agent.start();
     const { applied, position, lastPass } = agent.status();
     log.info({ version: VERSION, ...position, applied }, 'the host is as it was held');
+    const complain = (err: unknown) => log.warn({ err }, 'systemd could not be told');
+    const systemd = supervisor(process.env, systemClock, (...command) => exec.run(...command), complain);
     if (options.once) process.exitCode = lastPass?.failures === 0 ? 0 : 1;
-    else await serve(options, agent, link, log);
+    else {
+      await systemd.ready();
+      const unwatched = systemd.watch(() => (agent.status().lastPassAge ?? 0) < STUCK_MS);
+      await serve(options, agent, link, log);
+      unwatched();
+      await systemd.stopping();
+    }
     await agent.stop();
     await link.stop();
     await unlock();

@@ -2,11 +2,17 @@
  * The controller's process: reads the configuration, wires, serves, and on SIGTERM or SIGINT lets go in an order that
  * loses nothing acknowledged: first no new requests, then those under way, then the domains, the broker, the database.
  */
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
+import { systemClock } from '@katafract/shared/clock';
 import { KatafractError } from '@katafract/shared/errors';
+import { supervisor } from '@katafract/shared/supervisor';
 import { type Config, configTable, loadConfig } from './config.ts';
 import { type Context, createContext } from './context.ts';
 import { createHttp } from './http.ts';
 import { type HttpListener, listenHttp } from './platform/server.ts';
+
+const runCommand = promisify(execFile);
 
 /** sysexits.h */
 const EX_SOFTWARE = 70;
@@ -65,7 +71,15 @@ async function serve(config: Config): Promise<void> {
     const [api] = listeners;
     process.stdout.write(`Katafract controller: ${api?.url}, reference at ${api?.url}/docs\n`);
     process.stdout.write(`Operator token: ${config.operatorToken.path}\n`);
+    const systemd = supervisor(process.env, systemClock, runCommand, (err) =>
+      log.warn({ err }, 'systemd could not be told'),
+    );
+    await systemd.ready();
+    // that this timer comes round is what is watched: a database that is away is no reason to begin anew
+    const unwatched = systemd.watch(() => true);
     const signal = await signalled();
+    unwatched();
+    await systemd.stopping();
     log.info({ signal }, 'shutting down');
     ctx.state.draining = true;
     await Promise.all(listeners.map((listener) => listener.drain(config.shutdownMs)));

@@ -6,8 +6,8 @@ import type { Host } from './host.ts';
 import type { LogFile, Program } from './process.ts';
 import { Hopeless, waitFor } from './wait.ts';
 
-const API_PORT = 8080;
-const MESH_PORT = 8081;
+export const API_PORT = 8080;
+export const MESH_PORT = 8081;
 export const MQTT_PORT = 1883;
 
 export interface ControllerOptions {
@@ -140,7 +140,7 @@ export class Controller {
   }
 }
 
-async function call<T>(
+export async function call<T>(
   base: string,
   method: string,
   path: string,

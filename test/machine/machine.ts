@@ -2,12 +2,11 @@
  * A machine of a cloud: a tree of files that systemd boots in a container, in a network namespace of its own with one
  * cable to the cloud. Its user data come from cloud-init's NoCloud seed.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { closeSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Host } from '../lab/host.ts';
 import { exec, type Output, run } from '../lab/process.ts';
-import { waitFor } from '../lab/wait.ts';
+import { Container } from './container.ts';
 
 export interface MachineOptions {
   readonly name: string;
@@ -27,14 +26,20 @@ export class Machine {
   readonly console: string;
   readonly #options: MachineOptions;
   readonly #namespace: string;
-  #nspawn: ChildProcess | undefined;
-  #init = 0;
+  readonly #container: Container;
 
   constructor(options: MachineOptions) {
     this.#options = options;
     this.root = join(options.folder, options.name);
     this.console = join(options.folder, `${options.name}.console`);
     this.#namespace = `${options.cloud.namespace}-${options.name}`;
+    const { name } = options;
+    this.#container = new Container({
+      name,
+      root: this.root,
+      namespace: this.#namespace,
+      console: this.console,
+    });
   }
 
   /** Writes its disk. */
@@ -90,45 +95,17 @@ export class Machine {
     await inside('link', 'set', 'eth0', 'up');
     await cloud.exec('ip', ['link', 'set', name, 'up', 'master', 'cloud0']);
     await inside('route', 'add', 'default', 'via', gateway);
-    const options = ['--quiet', '--register=no', '--keep-unit', '--console=pipe'];
-    // of its own network it is the master, as a machine is
-    const network = ['--capability=CAP_NET_ADMIN', '--bind=/dev/net/tun'];
-    const env = { ...process.env, SYSTEMD_NSPAWN_API_VFS_WRITABLE: 'network' };
-    const where = ['--directory', this.root, `--network-namespace-path=/run/netns/${this.#namespace}`];
-    const log = openSync(this.console, 'a');
-    const nspawn = spawn('systemd-nspawn', [...options, ...network, ...where, '--boot'], {
-      stdio: ['ignore', log, log],
-      detached: true,
-      env,
-    });
-    closeSync(log);
-    this.#nspawn = nspawn;
-    // its first child only prepares the container and ends: which one is the init shows when it answers
-    const child = () => readFileSync(`/proc/${nspawn.pid}/task/${nspawn.pid}/children`, 'utf8').split(' ')[0];
-    const awake = async () => {
-      this.#init = Number(child());
-      const { stdout } = await this.run('systemctl', ['is-system-running']);
-      return /running|degraded|starting/.test(stdout);
-    };
-    await waitFor(`${name} to take commands`, awake, { deadlineMs: 300_000, everyMs: 250 });
+    await this.#container.boot();
   }
 
   /** Runs a command in it, whatever comes of it. */
   run(command: string, args: readonly string[] = []): Promise<Output> {
-    const enter = ['--target', String(this.#init), '--mount', '--uts', '--ipc', '--net', '--pid', '--cgroup'];
-    return run('nsenter', [...enter, '--', command, ...args]);
+    return this.#container.run(command, args);
   }
 
-  /** Switches it off (systemd shuts down as at the press of the button) and pulls the cable. */
+  /** Switches it off and pulls the cable. */
   async off(): Promise<void> {
-    const nspawn = this.#nspawn;
-    if (!nspawn) return;
-    this.#nspawn = undefined;
-    const ended = new Promise((resolve) => nspawn.once('exit', resolve));
-    await run('kill', ['-s', 'RTMIN+4', String(this.#init)]);
-    const late = setTimeout(() => nspawn.kill('SIGKILL'), 60_000);
-    if (nspawn.exitCode === null && nspawn.signalCode === null) await ended;
-    clearTimeout(late);
+    await this.#container.off();
     await run('ip', ['netns', 'del', this.#namespace]);
   }
 

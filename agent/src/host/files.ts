@@ -1,6 +1,6 @@
 /** Files that must survive a crash at any point, readable by their owner only. */
 import { constants } from 'node:fs';
-import { type FileHandle, mkdir, open, readFile, rename } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, readFile, rename, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import type { LedgerDisk } from '../ports.ts';
 
@@ -23,11 +23,22 @@ export async function writeDurably(path: string, text: string): Promise<void> {
   const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC;
   await withHandle(open(temporary, flags, PRIVATE_FILE), async (file) => {
     await file.chmod(PRIVATE_FILE); // one left by a crash may have been made under another mask
+    await giveToOwner(file, path);
     await file.writeFile(text);
     await file.sync();
   });
   await rename(temporary, path);
   await syncDirectory(dirname(path));
+}
+
+/**
+ * What root writes into somebody's directory is to be his: an operator enrolls as root, and the agent runs as a user
+ * that could not read it otherwise.
+ */
+async function giveToOwner(file: FileHandle, path: string): Promise<void> {
+  if (process.geteuid?.() !== 0) return;
+  const { uid, gid } = await stat(dirname(path));
+  await file.chown(uid, gid);
 }
 
 async function syncDirectory(path: string): Promise<void> {
@@ -60,6 +71,7 @@ export function ledgerFiles(directory: string): LedgerDisk & { close(): Promise<
     // each write returns when it is on the disk, which takes one turn in the thread pool instead of two
     const durable = constants.O_APPEND | constants.O_DSYNC;
     const file = await open(journal, constants.O_WRONLY | constants.O_CREAT | durable, PRIVATE_FILE);
+    await giveToOwner(file, journal);
     await syncDirectory(directory); // it may just have been made
     return file;
   };

@@ -11,6 +11,7 @@ test('metrics are aggregates of the moment of the scrape', async () => {
     heldPeers: 7,
     applied: false,
     connected: true,
+    lastPassAge: null,
     lastPass: null,
     lastHeartbeat: null,
     repairs: 2,

@@ -13,14 +13,22 @@ const PEERS_PER_COMMAND = 4000;
 /** There is no such interface; the second is how a kernel without WireGuard says so. */
 const NO_TUNNEL = /No such device|Protocol not supported/;
 
-/** @param privateKeyFile readable by its owner only; `wg` reads the key from it, so that it is never an argument */
-export function wireguard(exec: Exec, name: string, privateKeyFile: string): PeerTablePort & TunnelPort {
+/**
+ * @param privateKeyFile readable by its owner only; `wg` reads the key from it, so that it is never an argument
+ * @param supervised where the kernel has no WireGuard somebody else keeps a wireguard-go for this tunnel
+ */
+export function wireguard(
+  exec: Exec,
+  name: string,
+  privateKeyFile: string,
+  supervised = false,
+): PeerTablePort & TunnelPort {
   return {
     dump: (visit) => dump(exec, name, visit),
     async set(batch) {
       for (const args of commands(name, batch)) await modify(exec, args);
     },
-    create: () => create(exec, name),
+    create: () => create(exec, name, supervised),
     setPrivateKey: () => modify(exec, ['set', name, 'private-key', privateKeyFile]),
     setListenPort: (port) => modify(exec, ['set', name, 'listen-port', String(port)]),
   };
@@ -119,7 +127,7 @@ function digitsAt(text: string, start: number): number {
   }
 }
 
-async function create(exec: Exec, name: string): Promise<void> {
+async function create(exec: Exec, name: string, supervised: boolean): Promise<void> {
   try {
     await exec.run('ip', ['link', 'add', 'dev', name, 'type', 'wireguard']);
     return;
@@ -127,6 +135,7 @@ async function create(exec: Exec, name: string): Promise<void> {
     // "Unknown device type" or "Operation not supported": this kernel has no WireGuard.
     if (!/not supported|Unknown device type/.test(stderrOf(cause))) throw cause;
   }
+  if (supervised) return awaitInterface(exec, name);
   try {
     await exec.run('wireguard-go', [name], { detached: true });
   } catch (cause) {
@@ -135,5 +144,28 @@ async function create(exec: Exec, name: string): Promise<void> {
       'this kernel has no WireGuard, and wireguard-go is not installed or did not start',
       { cause },
     );
+  }
+}
+
+/** Looks for this long, in ms; the next pass looks again. */
+const PATIENCE_MS = 5000;
+const LOOK_EVERY_MS = 50;
+
+/** @throws KatafractError `wireguard_missing` where the interface does not come */
+async function awaitInterface(exec: Exec, name: string): Promise<void> {
+  for (let waited = 0; ; waited += LOOK_EVERY_MS) {
+    try {
+      await exec.run('ip', ['link', 'show', 'dev', name]);
+      return;
+    } catch (cause) {
+      if (waited >= PATIENCE_MS) {
+        throw new KatafractError(
+          'wireguard_missing',
+          'this kernel has no WireGuard, and the unit that runs wireguard-go for it is not up',
+          { cause },
+        );
+      }
+      await new Promise((resolve) => setTimeout(resolve, LOOK_EVERY_MS));
+    }
   }
 }
