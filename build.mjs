@@ -52,7 +52,7 @@ const asVersion = (version) => ({
 
 const programs = [
   { entry: 'agent/src/main.ts', outfile: 'agent/dist/main.mjs', ...whole },
-  { entry: 'agent/src/helper.ts', outfile: 'agent/dist/helper.mjs', ...whole },
+  { entry: 'agent/src/helper/main.ts', outfile: 'agent/dist/helper.mjs', ...whole },
   { entry: 'controller/client/src/wraith/main.ts', outfile: 'controller/client/dist/wraith.mjs', ...whole },
   { entry: 'controller/cli/src/main.ts', outfile: 'controller/cli/dist/katafract.mjs', ...whole },
   { entry: 'controller/src/main.ts', outfile: 'controller/dist/main.mjs', external: beside, ...whole },
@@ -71,7 +71,7 @@ async function buildPackages(version, output) {
   const release = { plugins: [asVersion(version)] };
   await buildAll([
     bundle('agent/src/main.ts', 'agent.mjs', release),
-    bundle('agent/src/helper.ts', 'helper.mjs', release),
+    bundle('agent/src/helper/main.ts', 'helper.mjs', release),
     bundle('controller/src/main.ts', 'controller.mjs', { external: beside }),
     bundle('controller/cli/src/main.ts', 'katafract.mjs'),
   ]);

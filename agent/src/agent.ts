@@ -7,7 +7,6 @@
 import { type Desired, type NodeConfig, verifyDesired } from '@katafract/shared/desired';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Lineage, NodeId } from '@katafract/shared/units';
-import type { UpkeepReport } from '@katafract/shared/upkeep';
 import { HEARTBEAT_SECONDS, type Heartbeat } from '@katafract/shared/uplink';
 import type { CryptoKey } from 'jose';
 import { Announcer } from './announce.ts';
@@ -15,6 +14,7 @@ import { type Ledger, openLedger } from './desired/ledger.ts';
 import { receive, type Staging } from './desired/receive.ts';
 import { type Change, type Held, outcome } from './desired/table.ts';
 import type {
+  HavenPort,
   HostPort,
   LedgerDisk,
   Log,
@@ -25,7 +25,7 @@ import type {
 } from './ports.ts';
 import { type Pass, Reconciler, type View } from './reconcile.ts';
 import { Counts, heartbeat, type Position, position, type Speaker } from './report.ts';
-import { settleUpkeep, type UpkeepPort } from './upkeep/upkeep.ts';
+import { type Settled, settleUpkeep, type UpkeepPort } from './upkeep/upkeep.ts';
 
 export interface AgentPorts {
   readonly clock: SteadyClock;
@@ -37,6 +37,8 @@ export interface AgentPorts {
   readonly disk: LedgerDisk;
   readonly uplink: Uplink;
   readonly telemetry: TelemetryPort;
+  /** Absent where the machine has no DNS filter of ours. */
+  readonly haven?: HavenPort;
   /** Absent where the machine is kept by other means. */
   readonly upkeep?: UpkeepPort;
 }
@@ -87,6 +89,7 @@ export interface Agent {
 
 /** Messages waiting beyond this are dropped; the node then says hello and is carried on from what it holds. */
 const INBOX_LIMIT = 1024;
+const HAVEN_PAUSE_MS = { first: 1000, last: 16_000 };
 /** Between two looks for changes of the host, in ms: whoever changes it without end must not keep the node busy. */
 const CHANGE_PAUSE_MS = 1000;
 /** A part is near 350 kB; nothing honest is larger than this, in characters. */
@@ -123,7 +126,9 @@ class LoopAgent implements Agent {
   #heartbeatDue = false;
   #introduced = false;
   #upkeepDue = false;
-  #upkeep: UpkeepReport | null = null;
+  #upkeep: Settled | null = null;
+  /** Until the next look at a DNS filter that is not well, in ms. */
+  #havenPause = HAVEN_PAUSE_MS.first;
   #lastPass: Pass | null = null;
   #lastPassAt: number | null = null;
   #lastHeartbeat: Heartbeat | null = null;
@@ -132,7 +137,12 @@ class LoopAgent implements Agent {
     this.#ports = ports;
     this.#settings = settings;
     const config = () => this.#held()?.config ?? settings.enrolledConfig;
-    this.#reconciler = new Reconciler(ports, () => this.#held(), config);
+    this.#reconciler = new Reconciler(
+      ports,
+      () => this.#held(),
+      config,
+      () => this.#upkeep?.sshGuarded ?? false,
+    );
     this.#announcer = new Announcer(ports.clock, ports.uplink, settings, () => this.#wake());
   }
 
@@ -268,6 +278,7 @@ class LoopAgent implements Agent {
       this.#flush(),
       this.#heartbeatDue ? this.#settleUpkeep() : undefined,
     ]);
+    if (pass) this.#watchHaven(pass);
     if (!pass || this.#lookAgain) {
       this.#lookAgain = false;
       this.#look();
@@ -278,6 +289,17 @@ class LoopAgent implements Agent {
     this.#counts.add(pass);
     this.#speak();
     if (this.#heartbeatDue) await this.#sendHeartbeat(pass);
+  }
+
+  /** A filter that was put right is looked at again at once, one that is not well ever less often. */
+  #watchHaven({ haven: { state, repairs } }: Pass): void {
+    if (state === 'off' || (state === 'ok' && repairs === 0)) {
+      this.#havenPause = HAVEN_PAUSE_MS.first;
+      return;
+    }
+    const pause = repairs > 0 ? 0 : this.#havenPause;
+    if (repairs === 0) this.#havenPause = Math.min(pause * 2, HAVEN_PAUSE_MS.last);
+    this.#ports.clock.after(pause, () => this.onHostChanged());
   }
 
   async #flush(): Promise<void> {
@@ -294,11 +316,20 @@ class LoopAgent implements Agent {
 
   async #settleUpkeep(): Promise<void> {
     this.#upkeepDue = false;
-    const { upkeep, clock, log } = this.#ports;
+    const { upkeep, haven, clock, log } = this.#ports;
     if (!upkeep) return;
     const { version } = this.#settings;
+    const config = this.#held()?.config;
+    const wish = {
+      upkeep: config?.upkeep,
+      haven: (config && haven?.request(config)) ?? null,
+      sshFromMesh: config?.sshFromMesh !== undefined,
+    };
     const state = { version, connected: this.#announcer.connected, now: clock.now() };
-    this.#upkeep = await settleUpkeep(upkeep, this.#held()?.config?.upkeep, state, log);
+    const before = this.#upkeep?.sshGuarded ?? false;
+    this.#upkeep = (await settleUpkeep(upkeep, wish, state, log)) ?? this.#upkeep;
+    // the rules follow what the helper has done
+    if ((this.#upkeep?.sshGuarded ?? false) !== before) this.onHostChanged();
   }
 
   #refuse(reason: string): void {
@@ -383,8 +414,8 @@ class LoopAgent implements Agent {
       const telemetry = await this.#ports.telemetry.read();
       const now = this.#ports.clock.now();
       const said = heartbeat(this.#settings, this.#held(), pass, telemetry, this.#counts, now);
-      const body = said && this.#upkeep ? { ...said, upkeep: this.#upkeep } : said;
-      this.#counts.rules = pass.rules === 'failed' ? 'failed' : 'ok';
+      const body = said && this.#upkeep ? { ...said, upkeep: this.#upkeep.report } : said;
+      this.#counts.said(pass);
       this.#lastHeartbeat = body ?? this.#lastHeartbeat;
       if (body && this.#ledger?.durable) this.#announcer.beat(body);
     } catch (error) {

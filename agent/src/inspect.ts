@@ -13,7 +13,7 @@ import {
 } from './plan/host.ts';
 import { IdleLook, NOTHING_SEEN } from './plan/idle.ts';
 import { type PeerObservation, planKeys, planTable, summarize } from './plan/peers.ts';
-import type { PeerTablePort, SteadyClock } from './ports.ts';
+import type { HavenView, PeerTablePort, SteadyClock } from './ports.ts';
 
 export interface InspectPorts {
   readonly peers: PeerTablePort;
@@ -36,6 +36,8 @@ export interface Inspection {
     readonly recent: number;
     readonly uplink4: string | null;
     readonly uplink6: string | null;
+    /** The DNS filter; `off` where none is wanted. */
+    readonly dns: HavenView['state'] | 'off';
   };
   readonly differs: {
     readonly peersToSet: number;
@@ -50,6 +52,7 @@ export async function inspect(
   identity: HostIdentity,
   held: Held | null,
   wish: HostWish,
+  filter: HavenView | null,
 ): Promise<Inspection> {
   const times = { now: ports.clock.now(), elapsed: ports.clock.elapsed() };
   const [seen, host] = await Promise.all([
@@ -65,7 +68,7 @@ export async function inspect(
       digest: held.digest,
       peers: held.peers.size,
     },
-    observes: observed(held, seen, host, keys),
+    observes: { ...observed(held, seen, host, keys), dns: filter?.state ?? 'off' },
     differs: {
       peersToSet: batch.set.length,
       peersToRemove: batch.remove.length,
@@ -79,7 +82,7 @@ function observed(
   seen: PeerObservation,
   host: HostObservation,
   wrong: ReadonlySet<string>,
-): Inspection['observes'] {
+): Omit<Inspection['observes'], 'dns'> {
   return {
     tunnel: seen.tunnel !== null && host.link?.up === true,
     listenPort: seen.tunnel?.listenPort ?? null,
@@ -91,8 +94,9 @@ function observed(
 }
 
 /** Whether nothing would be done. */
-export function inOrder({ holds, differs }: Inspection): boolean {
-  return holds !== null && differs.peersToSet + differs.peersToRemove + differs.steps.length === 0;
+export function inOrder({ holds, observes, differs }: Inspection): boolean {
+  const filters = observes.dns === 'off' || observes.dns === 'ok';
+  return filters && holds !== null && differs.peersToSet + differs.peersToRemove + differs.steps.length === 0;
 }
 
 export function statusText(node: string, { holds, observes, differs }: Inspection): string {
@@ -110,6 +114,7 @@ export function statusText(node: string, { holds, observes, differs }: Inspectio
         ? `tunnel on port ${observes.listenPort}, ${observes.peers} peers, ${observes.recent} with a recent handshake`
         : 'no tunnel',
     ],
+    ['dns', observes.dns],
     ['uplink', `IPv4 ${observes.uplink4 ?? 'none'}, IPv6 ${observes.uplink6 ?? 'none'}`],
     [
       'differs',

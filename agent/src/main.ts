@@ -13,6 +13,9 @@ import { z } from 'zod';
 import { type Agent, createAgent } from './agent.ts';
 import { hostPort } from './apply/host.ts';
 import { readHeld } from './desired/ledger.ts';
+import { haven } from './haven/haven.ts';
+import { adguard, havenSecret } from './host/adguard.ts';
+import { resolver, sockets } from './host/dns.ts';
 import { type Exec, systemExec } from './host/exec.ts';
 import { ledgerFiles, readText } from './host/files.ts';
 import { firewall } from './host/firewall.ts';
@@ -32,13 +35,15 @@ import { observeHost } from './observe/host.ts';
 import { CONNECTIONS_PER_CLIENT, type HostChoices } from './plan/context.ts';
 import type { HostWish } from './plan/host.ts';
 import { TABLE } from './plan/table.ts';
-import { verifyHost, verifyText } from './plan/verify.ts';
-import type { Log, Uplink } from './ports.ts';
+import { verifyHaven, verifyHost, verifyText } from './plan/verify.ts';
+import type { HavenPort, Log, Uplink } from './ports.ts';
+import { sshGuarded } from './upkeep/plan.ts';
 import { VERSION } from './version.ts';
 
 interface HostOptions {
   stateDir: string;
   interface: string;
+  havenPasswordFile?: string;
   uplink?: string;
   exitAddress: readonly string[];
   connectionsPerClient: string;
@@ -97,7 +102,22 @@ function hostChoices({ uplink, exitAddress, connectionsPerClient }: HostOptions)
   };
 }
 
-function makeAgent(options: RunOptions, identity: Identity, exec: Exec, log: Log, uplink: Uplink): Agent {
+async function havenOf({ stateDir, havenPasswordFile }: HostOptions, log: Log): Promise<HavenPort> {
+  const secret = await havenSecret(stateDir, havenPasswordFile ?? null);
+  return haven(
+    { adguard: adguard(secret.password), resolver, sockets, clock: systemClock, log },
+    secret.hash,
+  );
+}
+
+function makeAgent(
+  options: RunOptions,
+  identity: Identity,
+  exec: Exec,
+  log: Log,
+  uplink: Uplink,
+  filter: HavenPort,
+): Agent {
   const { tunnel, host, disk } = parts(options, identity, exec, log);
   const { node, stateKey } = identity;
   return createAgent(
@@ -110,6 +130,7 @@ function makeAgent(options: RunOptions, identity: Identity, exec: Exec, log: Log
       disk,
       uplink,
       telemetry: telemetry(options.interface),
+      haven: filter,
       upkeep: upkeepFiles(options.stateDir),
     },
     {
@@ -133,7 +154,7 @@ async function run(options: RunOptions): Promise<void> {
   );
   const exec = shellExec();
   try {
-    const agent = makeAgent(options, identity, exec, log, link);
+    const agent = makeAgent(options, identity, exec, log, link, await havenOf(options, log));
     const unlock = await lockTunnel(options.interface);
     await agent.start();
     const { applied, position, lastPass } = agent.status();
@@ -187,19 +208,30 @@ async function beside(options: HostOptions) {
   const quiet: Log = { info: () => undefined, warn: () => undefined, error: () => undefined };
   const { tunnel, own, choices, lookAtHost, disk } = parts(options, identity, systemExec, quiet);
   const held = await readHeld(disk, identity.node.node);
-  const wish = { config: held?.config ?? identity.node.config, choices, table: TABLE };
-  return { node: identity.node.node, tunnel, own, lookAtHost, held, wish };
+  const config = held?.config ?? identity.node.config;
+  const filter = config.haven ? await (await havenOf(options, quiet)).look(config) : null;
+  const { requests } = await upkeepFiles(options.stateDir).look();
+  const gates = {
+    // as the agent would have it by this one look
+    dnsOpen: filter === null || (filter.known && filter.state !== 'unsafe'),
+    sshFromMesh: sshGuarded(config.sshFromMesh !== undefined, requests),
+  };
+  const wish = { config, choices, gates, table: TABLE };
+  return { node: identity.node.node, tunnel, own, lookAtHost, held, wish, filter };
 }
 
 async function look(options: HostOptions) {
-  const { node, tunnel, own, lookAtHost, held, wish } = await beside(options);
-  const seen = await inspect({ peers: tunnel, lookAtHost, clock: systemClock }, own, held, wish);
+  const { node, tunnel, own, lookAtHost, held, wish, filter } = await beside(options);
+  const seen = await inspect({ peers: tunnel, lookAtHost, clock: systemClock }, own, held, wish, filter);
   return { node, seen };
 }
 
 async function verify(options: HostOptions & { json?: boolean }): Promise<void> {
-  const { lookAtHost, wish } = await beside(options);
-  const findings = verifyHost(options.interface, wish, await lookAtHost(wish));
+  const { lookAtHost, wish, filter } = await beside(options);
+  const findings = [
+    ...verifyHost(options.interface, wish, await lookAtHost(wish)),
+    ...verifyHaven(wish.config, filter),
+  ];
   console.log(options.json ? JSON.stringify(findings, null, 2) : verifyText(findings));
   process.exitCode = findings.every(({ holds }) => holds) ? 0 : 3;
 }
@@ -237,6 +269,11 @@ function program(): Command {
         'own public address that clients leave by; several, in either family, are dealt out among them',
         (address: string, before: readonly string[]) => [...before, address],
         (process.env.KATAFRACT_EXIT_ADDRESSES ?? '').split(/[\s,]+/).filter(Boolean),
+      )
+      .option(
+        '--haven-password-file <path>',
+        "password of the DNS filter's interface, where a secrets manager gives one (default: one of the node's own)",
+        process.env.KATAFRACT_HAVEN_PASSWORD_FILE,
       )
       .option(
         '--connections-per-client <n>',

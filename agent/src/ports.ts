@@ -6,6 +6,7 @@
 import type { NodeConfig } from '@katafract/shared/desired';
 import type { PeerEntry } from '@katafract/shared/digest';
 import type { Applied, Heartbeat, Hello, PartState } from '@katafract/shared/uplink';
+import type { HavenRequest } from './helper/requests.ts';
 
 export type { Clock, SteadyClock } from '@katafract/shared/clock';
 
@@ -136,10 +137,45 @@ export interface HostReport {
   readonly failures: number;
 }
 
+/** What the rules let in and keep out by what else was found. */
+export interface Gates {
+  /** Clients may ask the resolver. */
+  readonly dnsOpen: boolean;
+  /** SSH is for the mesh alone, and nobody is locked out by that. */
+  readonly sshFromMesh: boolean;
+}
+
 /** A look at the host, ready to be acted on. */
 export interface HostInspection {
   /** Plans from what was seen and applies it. @param tunnel as dumped beside this inspection */
-  settle(tunnel: Tunnel | null): Promise<HostReport>;
+  settle(tunnel: Tunnel | null, gates: Gates): Promise<HostReport>;
+}
+
+/** One thing that was looked at of the DNS filter. */
+export interface HavenFinding {
+  /** Stable word. */
+  readonly id: string;
+  readonly holds: boolean;
+  /** What is possible where it does not hold. */
+  readonly attack: string;
+}
+
+/** A look at the DNS filter, ready to be acted on. */
+export interface HavenView {
+  /** `unsafe`: it keeps or tells something of clients; `failed`: it does not do what it should. */
+  readonly state: 'ok' | 'failed' | 'unsafe';
+  /** Whether that comes from an answer; an AdGuard that cannot be asked says nothing, neither good nor bad. */
+  readonly known: boolean;
+  readonly findings: readonly HavenFinding[];
+  /** Puts right what it can be told. @returns how much of it */
+  settle(): Promise<number>;
+}
+
+export interface HavenPort {
+  /** What the helper is to be asked for; null where no filter is wanted. */
+  request(config: NodeConfig): HavenRequest | null;
+  /** Only looks; null where no filter is wanted. */
+  look(config: NodeConfig): Promise<HavenView | null>;
 }
 
 /** Everything the node is besides its peers. */

@@ -20,6 +20,9 @@ import {
   summarize,
 } from './plan/peers.ts';
 import type {
+  Gates,
+  HavenPort,
+  HavenView,
   HostInspection,
   HostPort,
   HostReport,
@@ -33,6 +36,8 @@ export interface ReconcilerPorts {
   readonly clock: SteadyClock;
   readonly peers: PeerTablePort;
   readonly host: HostPort;
+  /** Absent where the machine has no DNS filter of ours. */
+  readonly haven?: HavenPort;
   readonly log: Log;
 }
 
@@ -41,6 +46,8 @@ export interface View {
   readonly epoch: number;
   readonly peers: PeerObservation | null;
   readonly host: HostInspection | null;
+  /** undefined: no filter is wanted. */
+  readonly haven: HavenView | null | undefined;
 }
 
 /** What came of a full pass. */
@@ -51,6 +58,8 @@ export interface Pass {
   /** Idle peers that the kernel was made to forget. */
   readonly forgotten: number;
   readonly rules: PartState;
+  /** How the DNS filter was, and how much of it was put right. */
+  readonly haven: { readonly state: HavenView['state'] | 'off'; readonly repairs: number };
   readonly repairs: number;
   readonly failures: number;
 }
@@ -62,6 +71,8 @@ export class Reconciler {
   readonly #ports: ReconcilerPorts;
   readonly #held: () => Held | null;
   readonly #config: () => NodeConfig;
+  /** Whether SSH may be restricted: the helper has seen that nobody is locked out. */
+  readonly #sshGuarded: () => boolean;
   /** Keys that changed and that the kernel has not been told yet. */
   #dirty = new Set<string>();
   /** Keys that the kernel did not take; told again by the timer. */
@@ -74,11 +85,19 @@ export class Reconciler {
   #hostReady = false;
   #epoch = 0;
   #idleMemory: IdleMemory = NOTHING_SEEN;
+  /** By the last word that the filter gave; before the first, nobody asks a filter that is wanted. */
+  #dnsOpen = false;
 
-  constructor(ports: ReconcilerPorts, held: () => Held | null, config: () => NodeConfig) {
+  constructor(
+    ports: ReconcilerPorts,
+    held: () => Held | null,
+    config: () => NodeConfig,
+    sshGuarded: () => boolean = () => false,
+  ) {
     this.#ports = ports;
     this.#held = held;
     this.#config = config;
+    this.#sshGuarded = sshGuarded;
   }
 
   /** Whether the kernel took everything that is held. */
@@ -134,7 +153,8 @@ export class Reconciler {
   async look(): Promise<View> {
     const epoch = this.#epoch;
     this.#told = new Set();
-    const { clock, peers, host, log } = this.#ports;
+    const { clock, peers, host, haven, log } = this.#ports;
+    const config = this.#config();
     const seen = async <T>(what: string, looking: Promise<T>): Promise<T | null> => {
       try {
         return await looking;
@@ -144,12 +164,13 @@ export class Reconciler {
       }
     };
     const idle = new IdleLook(this.#idleMemory, { now: clock.now(), elapsed: clock.elapsed() });
-    const [peersSeen, hostSeen] = await Promise.all([
+    const [peersSeen, hostSeen, havenSeen] = await Promise.all([
       seen('peers', observePeers(peers, this.#held, idle)),
-      seen('host', host.inspect(this.#config())),
+      seen('host', host.inspect(config)),
+      haven && config.haven ? seen('haven', haven.look(config)) : undefined,
     ]);
     this.#idleMemory = idle.memory();
-    return { epoch, peers: peersSeen, host: hostSeen };
+    return { epoch, peers: peersSeen, host: hostSeen, haven: havenSeen };
   }
 
   /** Plans from a look and applies it; null where the look is out of date and another one is needed. */
@@ -158,9 +179,12 @@ export class Reconciler {
     const tunnel = view.peers?.tunnel ?? null;
     const host = await this.#settleHost(view, tunnel);
     this.#hostReady = host.ready;
+    // after the rules: what leaks is closed first, and put right then
+    const haven = await this.#settleHaven(view);
     const known = this.#told ?? new Set();
     this.#told = null;
-    if (!view.peers) return { ...host, kernel: null, recent: 0, forgotten: 0, failures: host.failures + 1 };
+    if (!view.peers)
+      return { ...host, haven, kernel: null, recent: 0, forgotten: 0, failures: host.failures + 1 };
     const held = this.#held();
     const doubtful = [...this.#dirty, ...this.#failed];
     const keys = planTable(held, view.peers, known, doubtful);
@@ -175,7 +199,8 @@ export class Reconciler {
     this.#record(idle, forgotten);
     return {
       rules: host.rules,
-      repairs: host.repairs + Math.max(0, drift - applied.failed.size),
+      haven,
+      repairs: host.repairs + haven.repairs + Math.max(0, drift - applied.failed.size),
       failures: host.failures + applied.failed.size + forgotten.failed.size,
       kernel: summarize(held, view.peers, new Set([...applied.failed, ...forgotten.failed])),
       recent: view.peers.recent,
@@ -183,10 +208,25 @@ export class Reconciler {
     };
   }
 
+  #gates({ haven }: View): Gates {
+    if (haven === undefined) this.#dnsOpen = true;
+    else if (haven?.known) this.#dnsOpen = haven.state !== 'unsafe';
+    return { dnsOpen: this.#dnsOpen, sshFromMesh: this.#sshGuarded() };
+  }
+
+  async #settleHaven({ haven }: View): Promise<Pass['haven']> {
+    if (haven === undefined) return { state: 'off', repairs: 0 };
+    if (haven === null) return { state: 'failed', repairs: 0 };
+    const { state, findings } = haven;
+    const wrong = findings.filter(({ holds }) => !holds).map(({ id }) => id);
+    if (state !== 'ok') this.#ports.log.warn({ state, wrong }, 'the DNS filter is not as it should be');
+    return { state, repairs: await haven.settle() };
+  }
+
   async #settleHost(view: View, tunnel: Tunnel | null): Promise<HostReport> {
     if (!view.host) return UNSEEN;
     try {
-      return await view.host.settle(tunnel);
+      return await view.host.settle(tunnel, this.#gates(view));
     } catch (error) {
       this.#ports.log.error({ err: error }, 'the host could not be set up');
       return UNSEEN;

@@ -47,6 +47,8 @@ export class Counts {
   forgotten = 0;
   /** Worst state of the rules since the last heartbeat: a repair in between must show. */
   rules: PartState = 'ok';
+  /** As above, of the DNS filter. */
+  dns: PartState = 'off';
   readonly refused: Record<string, number> = {};
 
   add(pass: Pass): void {
@@ -54,6 +56,15 @@ export class Counts {
     this.failures += pass.failures;
     this.forgotten += pass.forgotten;
     if (pass.rules !== 'ok') this.rules = pass.rules;
+    const dns = dnsOf(pass);
+    if (dns !== 'ok' || this.dns === 'off') this.dns = dns;
+  }
+
+  /** A heartbeat went out: what was put right is forgotten, what is wrong still is. */
+  said(pass: Pass): void {
+    this.rules = pass.rules === 'failed' ? 'failed' : 'ok';
+    const dns = dnsOf(pass);
+    this.dns = dns === 'repaired' ? 'ok' : dns;
   }
 
   /** @returns whether this is the first refusal of its kind since `forget` */
@@ -70,6 +81,11 @@ export class Counts {
   }
 
   readonly #told = new Set<string>();
+}
+
+function dnsOf({ haven: { state, repairs } }: Pass): PartState {
+  if (state === 'off' || (state === 'ok' && repairs === 0)) return state;
+  return repairs > 0 ? 'repaired' : 'failed';
 }
 
 /** null where the pass could not read the kernel: then there is nothing true to say. */
@@ -95,7 +111,7 @@ export function heartbeat(
     peersRecent: pass.recent,
     ...telemetry,
     rules: counts.rules,
-    dns: 'off',
+    dns: counts.dns,
     repairs: counts.repairs,
     refused: { ...counts.refused },
   };

@@ -81,3 +81,10 @@ export function addressesAt(plan: AddressPlan, index: number): { ipv4: Ipv4; ipv
 export function indexOf(plan: AddressPlan, ipv4: Ipv4): number {
   return ipv4ToNumber(ipv4) - plan.base4;
 }
+
+/** Whether an IPv4 address lies in a prefix such as 10.64.0.0/10. */
+export function isInNet4(address: string, prefix: string): boolean {
+  const [base = '', length = '32'] = prefix.split('/');
+  const size = 2 ** (32 - Number(length));
+  return Math.floor(ipv4ToNumber(address) / size) === Math.floor(ipv4ToNumber(base) / size);
+}

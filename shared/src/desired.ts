@@ -11,6 +11,7 @@
 import { CompactSign, type CryptoKey, compactVerify, decodeProtectedHeader } from 'jose';
 import { z } from 'zod';
 import { KatafractError } from './errors.ts';
+import { Haven } from './haven.ts';
 import { PROTOCOL } from './topics.ts';
 import { Cidr4, Cidr6, Digest, Generation, Ipv4, Ipv6, Lineage, NodeId, PublicKey } from './units.ts';
 import { Upkeep } from './upkeep.ts';
@@ -29,6 +30,10 @@ export const NodeConfig = z.object({
   gateway4: Cidr4,
   gateway6: Cidr6,
   upkeep: Upkeep.optional(),
+  /** Absent: this exit filters no DNS. */
+  haven: Haven.optional(),
+  /** Absent: logging in is whatever the machine allows. Present: by SSH from the mesh alone, on this port. */
+  sshFromMesh: z.object({ port: z.number().int().min(1).max(65535) }).optional(),
 });
 export type NodeConfig = z.infer<typeof NodeConfig>;
 

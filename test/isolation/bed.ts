@@ -9,7 +9,7 @@
  * Each client's host also has its own address on the internet, by which its tunnel's packets travel.
  */
 import { fileURLToPath } from 'node:url';
-import { type RuleContext, ruleContext } from '@katafract/agent/plan/context';
+import { OPEN_GATES, type RuleContext, ruleContext } from '@katafract/agent/plan/context';
 import { planFirewall } from '@katafract/agent/plan/firewall';
 import { settingsOf } from '@katafract/agent/plan/host';
 import { written } from '@katafract/agent/plan/sysctls';
@@ -245,7 +245,10 @@ export class Bed {
   };
 
   static context(family: Family): RuleContext {
-    return { ...ruleContext(family, CONFIG, UPLINKS, CHOICES), listenPorts: Object.values(PORTS) };
+    return {
+      ...ruleContext(family, CONFIG, UPLINKS, CHOICES, OPEN_GATES),
+      listenPorts: Object.values(PORTS),
+    };
   }
 
   /** Makes the exit enforce exactly this table, on a kernel that is careless otherwise. */
@@ -265,7 +268,7 @@ export class Bed {
 
   async #set(table: Table): Promise<void> {
     const settings = new Map(Object.entries(CARELESS));
-    for (const setting of settingsOf('wg0', { config: CONFIG, choices: CHOICES, table }, UPLINKS)) {
+    for (const setting of settingsOf('wg0', { config: CONFIG, table }, UPLINKS)) {
       settings.set(setting.path, written(setting, settings.get(setting.path) ?? null));
     }
     await this.write(settings);

@@ -3,8 +3,8 @@
  * agent's own plan decide everything; only machines, messages and the database between them are made up.
  */
 
+import type { RequestName } from '@katafract/agent/helper/requests';
 import { planUpkeep, reportUpkeep, type UpkeepFacts } from '@katafract/agent/upkeep/plan';
-import type { RequestName } from '@katafract/agent/upkeep/requests';
 import { judge, recall, type Verdict } from '@katafract/controller/fleet/health';
 import type { Effect, Telling } from '@katafract/controller/fleet/upkeep/effects-rules';
 import { effectOf, rebootTelling } from '@katafract/controller/fleet/upkeep/effects-rules';
@@ -40,6 +40,8 @@ export type Fate = 'good' | 'restored' | 'sick' | 'gone';
 type Random = () => number;
 const NOTHING: UpkeepFacts['requests']['update'] = { pending: null, result: null };
 
+const wish = (upkeep: Upkeep) => ({ upkeep, haven: null, sshFromMesh: false });
+
 export class SimNode {
   readonly id: NodeId;
   readonly region: RegionId;
@@ -67,7 +69,7 @@ export class SimNode {
     this.heardAt = now;
     this.#nextBeat = now + random() * BEAT_MS;
     this.verdict = recall({ state: 'ok', reason: 'well', since: now, flaps: 0 });
-    const requests = { update: NOTHING, reboot: NOTHING, updates: NOTHING };
+    const requests = { update: NOTHING, reboot: NOTHING, updates: NOTHING, haven: NOTHING, ssh: NOTHING };
     this.#facts = { requests, lease: null, boot: 'boot 0', alive: null };
   }
 
@@ -111,7 +113,7 @@ export class SimNode {
       connected: true,
       now,
     });
-    for (const action of planUpkeep(this.#heard, seen())) {
+    for (const action of planUpkeep(wish(this.#heard), seen())) {
       if (action.do === 'request') this.#set(action.name, { pending: action.request, result: null });
       else if (action.do === 'forget') this.#set(action.name, NOTHING);
       else if (action.do === 'remember') this.#facts = { ...this.#facts, lease: action };
@@ -121,7 +123,7 @@ export class SimNode {
     if (now < this.silentUntil || now < this.#nextBeat) return;
     this.#nextBeat = now + BEAT_MS * (0.9 + 0.2 * random());
     this.heardAt = now;
-    this.said = { ...reportUpkeep(this.#heard, seen()), version: this.version };
+    this.said = { ...reportUpkeep(wish(this.#heard), seen()), version: this.version };
   }
 
   #set(name: RequestName, request: UpkeepFacts['requests']['update']): void {

@@ -46,12 +46,13 @@ export function hostPort(parts: HostParts, settings: HostSettings): HostPort {
   let settled = '';
   return {
     async inspect(config) {
-      const wish = { config, choices, table };
-      const seen = await observeHost(parts.network, parts.firewall, interfaceName, wish);
+      const looked = { config, choices, table };
+      const seen = await observeHost(parts.network, parts.firewall, interfaceName, looked);
       return {
-        async settle(tunnel) {
+        async settle(tunnel, gates) {
+          const wish = { ...looked, gates };
           const { link, routes, sysctls, firewall, ...uplinks } = seen;
-          const wanted = JSON.stringify([config, uplinks]);
+          const wanted = JSON.stringify([config, uplinks, gates]);
           const report = await settle(parts, settings, wish, seen, tunnel, wanted === settled);
           if (report.failures === 0) settled = wanted;
           return report;
@@ -117,13 +118,13 @@ type RulesStep = Extract<HostStep, { kind: 'rules' }>;
 
 async function applyRules(
   { network, firewall, log }: HostParts,
-  { config, choices, table }: HostWish,
+  { config, choices, gates, table }: HostWish,
   seen: HostObservation,
   { family, text, close }: RulesStep,
 ): Promise<void> {
   try {
     await firewall.restore(family, text);
-    const context = ruleContext(family, config, seen, choices);
+    const context = ruleContext(family, config, seen, choices, gates);
     const left = planFirewall(await firewall.save(family), context, table);
     if (left !== null) throw new Error(`the rules still differ after they were put right: ${left}`);
   } catch (error) {

@@ -138,14 +138,8 @@ function assemble(message: Desired, parts: readonly Desired[]): Change {
 }
 
 export function sameConfig(left: NodeConfig, right: NodeConfig): boolean {
-  return (
-    left.listenPort === right.listenPort &&
-    left.mtu === right.mtu &&
-    left.gateway4 === right.gateway4 &&
-    left.gateway6 === right.gateway6 &&
-    // both were read by one schema, so their fields come in one order
-    JSON.stringify(left.upkeep) === JSON.stringify(right.upkeep)
-  );
+  // both were read by one schema, so their fields come in one order
+  return JSON.stringify(left) === JSON.stringify(right);
 }
 
 /** Counts the keys that go, not the difference of sizes: a table replaced by as many others is gone just as much. */

@@ -35,7 +35,7 @@ export async function writeDurably(path: string, text: string): Promise<void> {
  * What root writes into somebody's directory is to be his: an operator enrolls as root, and the agent runs as a user
  * that could not read it otherwise.
  */
-async function giveToOwner(file: FileHandle, path: string): Promise<void> {
+export async function giveToOwner(file: FileHandle, path: string): Promise<void> {
   if (process.geteuid?.() !== 0) return;
   const { uid, gid } = await stat(dirname(path));
   await file.chown(uid, gid);

@@ -7,9 +7,9 @@ import { constants } from 'node:fs';
 import { type FileHandle, mkdir, open, rename, rm, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { KatafractError } from '@katafract/shared/errors';
-import { LARGEST_REQUEST } from '../upkeep/requests.ts';
-import type { MemoryPort, RequestsPort } from '../upkeep/serve.ts';
-import { readText, writeDurably } from './files.ts';
+import { LARGEST_REQUEST } from '../helper/requests.ts';
+import type { MemoryPort, RequestsPort, SystemFilesPort } from '../helper/serve.ts';
+import { giveToOwner, readText, writeDurably } from './files.ts';
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = constants;
 const READABLE = 0o644;
@@ -106,21 +106,47 @@ export function helperMemory(root: string): MemoryPort {
   };
 }
 
-/** Replaces a file of the system; others may read it. */
-export function systemFiles(root: string): (path: string, text: string) => Promise<void> {
-  return async (path, text) => {
-    const to = join(root, path);
-    await mkdir(dirname(to), { recursive: true, mode: 0o755 });
-    const fresh = `${to}.katafract-new`;
-    await rm(fresh, { force: true });
-    const file = await open(fresh, O_WRONLY | O_CREAT | O_EXCL, READABLE);
-    try {
-      await file.chmod(READABLE);
-      await file.writeFile(text);
-      await file.sync();
-    } finally {
-      await file.close();
-    }
-    await rename(fresh, to);
+/** Larger files are none of ours. In bytes. */
+const LARGEST_FILE = 4 << 20;
+
+/** @param root of the system, `/` but in tests */
+export function systemFiles(root: string): SystemFilesPort {
+  return {
+    async read(path) {
+      const file = await open(join(root, path), O_RDONLY | O_NOFOLLOW | O_NONBLOCK).catch(
+        (error: NodeJS.ErrnoException) => {
+          if (error.code === 'ENOENT') return null;
+          throw new KatafractError('file_refused', `${path}: not a plain file`, { cause: error });
+        },
+      );
+      if (!file) return null;
+      try {
+        const stat = await file.stat();
+        if (!stat.isFile() || stat.size > LARGEST_FILE) {
+          throw new KatafractError('file_refused', `${path}: not a plain file of a sane size`);
+        }
+        return await file.readFile('utf8');
+      } finally {
+        await file.close();
+      }
+    },
+    async write(path, text, how) {
+      const to = join(root, path);
+      await mkdir(dirname(to), { recursive: true, mode: 0o755 });
+      // the folder may belong to somebody else: what it holds under this name is never opened, only replaced
+      const fresh = `${to}.katafract-new`;
+      await drop(fresh);
+      const file = await open(fresh, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, how ? 0o600 : READABLE);
+      try {
+        await file.chmod(how ? 0o600 : READABLE);
+        if (how) await giveToOwner(file, to);
+        await file.writeFile(text);
+        await file.sync();
+      } finally {
+        await file.close();
+      }
+      await rename(fresh, to);
+    },
+    remove: (path) => drop(join(root, path)),
   };
 }

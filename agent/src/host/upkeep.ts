@@ -2,8 +2,8 @@
 import { access, mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { Alive, REQUEST_NAMES, REQUESTS, type RequestName, Result } from '../helper/requests.ts';
 import type { RequestSeen, UpkeepAction, UpkeepFacts } from '../upkeep/plan.ts';
-import { Alive, REQUESTS, type RequestName, Result } from '../upkeep/requests.ts';
 import type { UpkeepPort } from '../upkeep/upkeep.ts';
 import { readText, writeDurably } from './files.ts';
 
@@ -36,17 +36,15 @@ export function upkeepFiles(directory: string, machine: MachineFiles = MACHINE_F
   }
 
   async function look(): Promise<UpkeepFacts> {
-    const [update, reboot, updates, lease, boot, rebootNeeded, alive] = await Promise.all([
-      request('update'),
-      request('reboot'),
-      request('updates'),
+    const [requests, lease, boot, rebootNeeded, alive] = await Promise.all([
+      Promise.all(REQUEST_NAMES.map(async (name) => [name, await request(name)] as const)),
       read(leaseFile, Lease),
       readText(machine.boot),
       exists(machine.rebootRequired),
       read(file('alive'), Alive),
     ]);
     return {
-      requests: { update, reboot, updates },
+      requests: Object.fromEntries(requests) as Record<RequestName, RequestSeen>,
       lease,
       boot: (boot ?? '').trim(),
       rebootNeeded,

@@ -9,7 +9,7 @@ export async function observeHost(
   network: NetworkPort,
   firewall: FirewallPort,
   interfaceName: string,
-  wish: HostWish,
+  wish: Omit<HostWish, 'gates'>,
 ): Promise<HostObservation> {
   const looking = [network.links(), network.routes(), firewall.save(4), firewall.save(6)] as const;
   const [links, routes, rules4, rules6] = await Promise.all(looking);

@@ -1,6 +1,6 @@
 /** What the rules and settings of an exit depend on: its config, what was seen of the host, and what its operator set. */
 import type { NodeConfig } from '@katafract/shared/desired';
-import type { Family, Uplinks } from '../ports.ts';
+import type { Family, Gates, Uplinks } from '../ports.ts';
 import { type Subnet, subnet4, subnet6 } from './subnets.ts';
 
 export const FAMILIES: readonly Family[] = [4, 6];
@@ -35,13 +35,20 @@ export interface RuleContext {
   /** Addresses of this family that clients leave by; empty: whichever the uplink has. */
   readonly exitAddresses: readonly string[];
   readonly connectionsPerClient: number;
+  readonly dnsOpen: boolean;
+  /** Port of SSH, where that is for the mesh alone; null where it is for everybody. */
+  readonly sshPort: number | null;
 }
+
+/** Everything is as it should be, and nothing restricted. */
+export const OPEN_GATES: Gates = { dnsOpen: true, sshFromMesh: false };
 
 export function ruleContext(
   family: Family,
   config: NodeConfig,
   uplinks: Uplinks,
   choices: HostChoices,
+  gates: Gates,
 ): RuleContext {
   const here = uplinks.uplinkAddresses;
   const ofFamily = choices.exitAddresses.filter((address) => address.includes(':') === (family === 6));
@@ -53,5 +60,7 @@ export function ruleContext(
     // an address that the host does not have would swallow every answer
     exitAddresses: ofFamily.filter((address) => here.includes(address)),
     connectionsPerClient: choices.connectionsPerClient,
+    dnsOpen: gates.dnsOpen,
+    sshPort: gates.sshFromMesh ? (config.sshFromMesh?.port ?? null) : null,
   };
 }

@@ -3,7 +3,14 @@ import { firewall } from '../host/firewall.ts';
 import { type Namespace, namespace } from '../host/testing/namespace.ts';
 import type { Family } from '../ports.ts';
 import { CONFIG } from '../testing/messages.ts';
-import { DEFAULT_CHOICES, FAMILIES, type HostChoices, type RuleContext, ruleContext } from './context.ts';
+import {
+  DEFAULT_CHOICES,
+  FAMILIES,
+  type HostChoices,
+  OPEN_GATES,
+  type RuleContext,
+  ruleContext,
+} from './context.ts';
 import { planFirewall } from './firewall.ts';
 import { TABLE } from './table.ts';
 
@@ -13,7 +20,7 @@ const UPLINKS = {
   uplinkAddresses: ['203.0.113.11', '203.0.113.12', '2001:db8:113::b', '2001:db8:113::c'],
 };
 const context = (family: Family, choices: Partial<HostChoices> = {}) =>
-  ruleContext(family, CONFIG, UPLINKS, { ...DEFAULT_CHOICES, ...choices });
+  ruleContext(family, CONFIG, UPLINKS, { ...DEFAULT_CHOICES, ...choices }, OPEN_GATES);
 
 /** Docker's, fail2ban's and a host's own rules, as they stand on machines that have them. */
 const FOREIGN: Readonly<Record<Family, string>> = {
@@ -234,6 +241,8 @@ describe.skipIf(process.getuid?.() !== 0).each(FAMILIES)('on a real host, IPv%i'
       context(family, { exitAddresses: UPLINKS.uplinkAddresses }),
       context(family, { connectionsPerClient: 7 }),
       { ...context(family), listenPorts: [443, 51820] },
+      { ...context(family), dnsOpen: false },
+      { ...context(family), sshPort: 2222 },
     ];
     for (const wanted of others) {
       expect(await repair(wanted)).not.toBeNull();

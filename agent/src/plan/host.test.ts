@@ -3,13 +3,13 @@ import { hostPort } from '../apply/host.ts';
 import { parseRoutes4, parseRoutes6, uplinkOf } from '../observe/routes.ts';
 import type { NetworkPort } from '../ports.ts';
 import { CONFIG } from '../testing/messages.ts';
-import { DEFAULT_CHOICES } from './context.ts';
+import { DEFAULT_CHOICES, OPEN_GATES } from './context.ts';
 import { type HostObservation, planHost, settingsOf } from './host.ts';
 import { deal, subnet4, subnet6 } from './subnets.ts';
 import { TABLE } from './table.ts';
 
 const OWN = { interfaceName: 'wg0', publicKey: 'mine' };
-const WISH = { config: CONFIG, choices: DEFAULT_CHOICES, table: TABLE };
+const WISH = { config: CONFIG, choices: DEFAULT_CHOICES, gates: OPEN_GATES, table: TABLE };
 const UPLINKS = { uplink4: 'eth0', uplink6: 'eth0', uplinkAddresses: [] };
 const BARE: HostObservation = {
   ...UPLINKS,
@@ -57,7 +57,7 @@ describe('the order of a first pass', () => {
       },
       { ...OWN, choices: DEFAULT_CHOICES, table: TABLE },
     );
-    const report = await (await port.inspect(CONFIG)).settle(null);
+    const report = await (await port.inspect(CONFIG)).settle(null, OPEN_GATES);
     expect(report).toMatchObject({ ready: false, rules: 'failed' });
     expect(written.filter((each) => /forward/.test(each))).toEqual([
       'net/ipv4/ip_forward=0',

@@ -3,7 +3,7 @@
  * packets be forwarded without the rules that hold them.
  */
 import type { NodeConfig } from '@katafract/shared/desired';
-import type { Family, Link, Tunnel, Uplinks } from '../ports.ts';
+import type { Family, Gates, Link, Tunnel, Uplinks } from '../ports.ts';
 import { FAMILIES, type HostChoices, ruleContext } from './context.ts';
 import { planFirewall } from './firewall.ts';
 import { subnet4, subnet6 } from './subnets.ts';
@@ -52,6 +52,7 @@ export interface HostIdentity {
 export interface HostWish {
   readonly config: NodeConfig;
   readonly choices: HostChoices;
+  readonly gates: Gates;
   readonly table: Table;
 }
 
@@ -73,9 +74,17 @@ export function planHost(
 }
 
 /** Rules first, and before the interface: a tunnel never exists without them. */
-function planRules({ config, choices, table }: HostWish, seen: HostObservation, name: string): HostStep[] {
+function planRules(
+  { config, choices, gates, table }: HostWish,
+  seen: HostObservation,
+  name: string,
+): HostStep[] {
   return FAMILIES.flatMap((family) => {
-    const text = planFirewall(seen.firewall[family], ruleContext(family, config, seen, choices), table);
+    const text = planFirewall(
+      seen.firewall[family],
+      ruleContext(family, config, seen, choices, gates),
+      table,
+    );
     const context = settingContext(name, config, seen);
     const forwarding = table.forwarding.filter((row) => (row.family ?? family) === family);
     const close = forwarding
@@ -143,7 +152,11 @@ export function settingContext(tunnel: string, config: NodeConfig, uplinks: Upli
 }
 
 /** Every setting of the kernel that is to be looked at. */
-export function settingsOf(tunnel: string, { config, table }: HostWish, uplinks: Uplinks): Sysctl[] {
+export function settingsOf(
+  tunnel: string,
+  { config, table }: Omit<HostWish, 'gates' | 'choices'>,
+  uplinks: Uplinks,
+): Sysctl[] {
   const context = settingContext(tunnel, config, uplinks);
   return [...table.settings, ...table.forwarding].flatMap((row) => row.settings(context));
 }

@@ -131,9 +131,9 @@ export const RULES: readonly RuleRow[] = [
   {
     id: 'dns-passes',
     place: 'mangle INPUT',
-    rules: (context) => dns(context, 'RETURN'),
+    rules: (context) => (context.dnsOpen ? dns(context, 'RETURN') : []),
     attack: 'none: the resolver is for clients',
-    why: 'at the gateway address and no other of the exit; before the drop of everything else',
+    why: 'at the gateway address and no other of the exit; closed while the filter keeps or tells what is asked',
   },
   {
     id: 'echo-passes',
@@ -148,6 +148,17 @@ export const RULES: readonly RuleRow[] = [
     rules: () => ['-i wg+ -j DROP'],
     attack: 'a client reaches services of the exit at its tunnel, public or mesh address',
     why: 'FORWARD never sees these packets: they are for the exit itself',
+  },
+  {
+    id: 'ssh-from-mesh',
+    place: 'mangle INPUT',
+    rules: ({ family, sshPort }) => {
+      if (sshPort === null) return [];
+      const from = family === 4 ? '! -s 100.64.0.0/10 ' : '';
+      return [`${from}! -i lo -p tcp -m tcp --dport ${sshPort} -j DROP`];
+    },
+    attack: 'anybody on the internet tries keys, and whatever sshd has wrong',
+    why: 'operators come by the mesh, which is IPv4; off unless switched on, and never before somebody can come in by it',
   },
   {
     id: 'client-to-client',

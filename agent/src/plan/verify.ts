@@ -3,7 +3,8 @@
  * jump. Unlike a plan it puts nothing right; it says what is wrong, and what an attacker could do with that.
  */
 
-import type { Family } from '../ports.ts';
+import type { NodeConfig } from '@katafract/shared/desired';
+import type { Family, HavenView } from '../ports.ts';
 import { FAMILIES, type RuleContext, ruleContext } from './context.ts';
 import { chainOf, jumpsRight, parseSaved, type SavedTable, wantedRules } from './firewall.ts';
 import { type HostObservation, type HostWish, settingContext } from './host.ts';
@@ -29,7 +30,7 @@ export interface Finding {
 export function verifyHost(tunnel: string, wish: HostWish, seen: HostObservation): Finding[] {
   return [
     ...FAMILIES.flatMap((family) => {
-      const context = ruleContext(family, wish.config, seen, wish.choices);
+      const context = ruleContext(family, wish.config, seen, wish.choices, wish.gates);
       return verifyFirewall(seen.firewall[family], context, wish.table);
     }),
     ...verifySettings(tunnel, wish, seen),
@@ -41,6 +42,18 @@ export function verifyHost(tunnel: string, wish: HostWish, seen: HostObservation
       attack: 'none: there is no service without it',
     },
   ];
+}
+
+/** What the DNS filter was found to be; nothing where none is wanted. @param seen null where it was not looked at */
+export function verifyHaven({ haven }: NodeConfig, seen: HavenView | null): Finding[] {
+  if (!haven) return [];
+  return (seen?.findings ?? []).map(({ id, holds, attack }) => ({
+    id: 'haven',
+    family: null,
+    holds,
+    expected: `DNS filter: ${id}`,
+    attack,
+  }));
 }
 
 function verifyFirewall(saved: string, context: RuleContext, table: Table): Finding[] {

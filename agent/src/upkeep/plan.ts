@@ -3,7 +3,14 @@
  * the requests to leave. Repeating a plan that was carried out asks for nothing, so it can run after any crash.
  */
 import type { Upkeep, UpkeepReport } from '@katafract/shared/upkeep';
-import { REQUEST_NAMES, type Request, type RequestName, type Result, sameRequest } from './requests.ts';
+import {
+  type HavenRequest,
+  REQUEST_NAMES,
+  type Request,
+  type RequestName,
+  type Result,
+  sameRequest,
+} from '../helper/requests.ts';
 
 export interface RequestSeen {
   /** Left and not taken up yet; null where there is none, or none that can be read. */
@@ -40,11 +47,26 @@ export type UpkeepAction =
   | { readonly do: 'remember'; readonly lease: string; readonly boot: string }
   | { readonly do: 'alive'; readonly version: string };
 
+/** What is wanted of the machine besides tunnels and rules. */
+export interface MachineWish {
+  readonly upkeep?: Upkeep | undefined;
+  /** null: no filter of ours. */
+  readonly haven: HavenRequest | null;
+  readonly sshFromMesh: boolean;
+}
+
+const MINUTE_MS = 60_000;
 /** After a failure the same is asked for again, but not at once. */
-export const RETRY_MS = 30 * 60_000;
+export const RETRY_MS: Readonly<Record<RequestName, number>> = {
+  update: 30 * MINUTE_MS,
+  reboot: 30 * MINUTE_MS,
+  updates: 30 * MINUTE_MS,
+  haven: MINUTE_MS,
+  ssh: 5 * MINUTE_MS,
+};
 
 /** Carried out in this order. */
-export function planUpkeep(wanted: Upkeep | undefined, seen: UpkeepSeen): UpkeepAction[] {
+export function planUpkeep(wanted: MachineWish, seen: UpkeepSeen): UpkeepAction[] {
   const wishes = wishesOf(wanted, seen);
   const actions: UpkeepAction[] = [];
   if (seen.connected && seen.alive !== seen.version) actions.push({ do: 'alive', version: seen.version });
@@ -65,14 +87,19 @@ export function planUpkeep(wanted: Upkeep | undefined, seen: UpkeepSeen): Upkeep
 }
 
 /** What should be asked for now; null where nothing is. */
-function wishesOf(wanted: Upkeep | undefined, seen: UpkeepSeen): Record<RequestName, Request | null> {
-  const { agentVersion, updates, reboot } = wanted ?? {};
+function wishesOf(wanted: MachineWish, seen: UpkeepSeen): Record<RequestName, Request | null> {
+  const { agentVersion, updates, reboot } = wanted.upkeep ?? {};
+  // what was never asked for need not be taken back
+  const asked = (name: RequestName) =>
+    seen.requests[name].pending !== null || seen.requests[name].result !== null;
   const otherVersion = agentVersion !== undefined && agentVersion !== seen.version;
   const rebooted = seen.lease !== null && seen.lease.lease === reboot?.lease && seen.lease.boot !== seen.boot;
   return {
     update: otherVersion ? { version: agentVersion } : null,
     reboot: reboot && !rebooted && seen.now < reboot.until ? reboot : null,
     updates: updates ?? null,
+    haven: wanted.haven ?? (asked('haven') ? { off: true } : null),
+    ssh: wanted.sshFromMesh || asked('ssh') ? { fromMesh: wanted.sshFromMesh } : null,
   };
 }
 
@@ -81,13 +108,13 @@ function settled(name: RequestName, wish: Request, { result }: RequestSeen, now:
   if (!result || !sameRequest(result.request, wish)) return false;
   // a lease is good for one try, whatever came of it
   if (name === 'reboot') return true;
-  if (result.outcome === 'failed') return now - result.at < RETRY_MS;
+  if (result.outcome === 'failed') return now - result.at < RETRY_MS[name];
   // an update that is done and does not run was undone by somebody else
-  return name === 'updates';
+  return name !== 'update';
 }
 
 /** What the heartbeat says of it. */
-export function reportUpkeep(wanted: Upkeep | undefined, seen: UpkeepSeen): UpkeepReport {
+export function reportUpkeep(wanted: MachineWish, seen: UpkeepSeen): UpkeepReport {
   const wish = wishesOf(wanted, seen).update;
   const { result } = seen.requests.update;
   const failed = result?.outcome === 'failed' && sameRequest(result.request, wish);
@@ -97,4 +124,10 @@ export function reportUpkeep(wanted: Upkeep | undefined, seen: UpkeepSeen): Upke
     ...(used && seen.lease ? { lease: seen.lease.lease } : {}),
     ...(wish === null ? {} : { agentUpdate: failed ? ('failed' as const) : ('requested' as const) }),
   };
+}
+
+/** Whether the helper has restricted SSH, so that the rules may as well: it has seen that nobody is locked out. */
+export function sshGuarded(wanted: boolean, requests: UpkeepFacts['requests']): boolean {
+  const { result } = requests.ssh;
+  return wanted && result?.outcome === 'done' && sameRequest(result.request, { fromMesh: true });
 }

@@ -4,10 +4,11 @@ import { spawnSync } from 'node:child_process';
 import { linkSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { Upkeep } from '@katafract/shared/upkeep';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { helperMemory, openRequests, systemFiles } from '../host/requests.ts';
 import { upkeepFiles } from '../host/upkeep.ts';
-import { planUpkeep, RETRY_MS, reportUpkeep, type UpkeepFacts } from './plan.ts';
+import { type MachineWish, planUpkeep, RETRY_MS, reportUpkeep, type UpkeepFacts } from '../upkeep/plan.ts';
 import { Result } from './requests.ts';
 import { serve } from './serve.ts';
 
@@ -56,7 +57,7 @@ async function help(): Promise<number> {
       },
       requests,
       memory: helperMemory(join(folder, 'root')),
-      writeSystemFile: systemFiles(join(folder, 'root')),
+      files: systemFiles(join(folder, 'root')),
       now: () => now,
       sleep: async (ms) => {
         now += ms;
@@ -198,7 +199,7 @@ describe('the window for updates', () => {
 describe("the agent's plan", () => {
   const none = { pending: null, result: null };
   const facts: UpkeepFacts = {
-    requests: { update: none, reboot: none, updates: none },
+    requests: { update: none, reboot: none, updates: none, haven: none, ssh: none },
     lease: null,
     boot: 'a',
     rebootNeeded: false,
@@ -211,6 +212,12 @@ describe("the agent's plan", () => {
     connected: true,
     now: at,
   });
+  const wish = (upkeep: Upkeep, more: Partial<MachineWish> = {}): MachineWish => ({
+    upkeep,
+    haven: null,
+    sshFromMesh: false,
+    ...more,
+  });
   const lease = 'c0ffee00-0000-4000-8000-000000000001';
   const reboot = { lease, until: 1000 };
   const update = (request: object, outcome: 'done' | 'failed') => ({
@@ -221,26 +228,28 @@ describe("the agent's plan", () => {
   it('asks once, again after a failure that is long ago, and for a failed version that is wanted anew', () => {
     const wanted = { agentVersion: '2.0.0' };
     const ask = { do: 'request', name: 'update', request: { version: '2.0.0' } };
-    expect(planUpkeep(wanted, seen())).toEqual([ask]);
+    expect(planUpkeep(wish(wanted), seen())).toEqual([ask]);
     const failed = { requests: update({ version: '2.0.0' }, 'failed') };
-    expect(planUpkeep(wanted, seen(failed))).toEqual([]);
-    expect(reportUpkeep(wanted, seen(failed)).agentUpdate).toBe('failed');
-    expect(planUpkeep(wanted, seen(failed, RETRY_MS))).toEqual([ask]);
-    expect(planUpkeep({ agentVersion: '1.0.0' }, seen(failed))).toEqual([{ do: 'forget', name: 'update' }]);
-    expect(reportUpkeep({ agentVersion: '1.0.0' }, seen()).agentUpdate).toBeUndefined();
+    expect(planUpkeep(wish(wanted), seen(failed))).toEqual([]);
+    expect(reportUpkeep(wish(wanted), seen(failed)).agentUpdate).toBe('failed');
+    expect(planUpkeep(wish(wanted), seen(failed, RETRY_MS.update))).toEqual([ask]);
+    expect(planUpkeep(wish({ agentVersion: '1.0.0' }), seen(failed))).toEqual([
+      { do: 'forget', name: 'update' },
+    ]);
+    expect(reportUpkeep(wish({ agentVersion: '1.0.0' }), seen()).agentUpdate).toBeUndefined();
   });
 
   it('remembers a lease before it asks, says that it was used after the boot, and never asks again', () => {
-    expect(planUpkeep({ reboot }, seen())).toEqual([
+    expect(planUpkeep(wish({ reboot }), seen())).toEqual([
       { do: 'remember', lease, boot: 'a' },
       { do: 'request', name: 'reboot', request: reboot },
     ]);
     const asked = { lease: { lease, boot: 'a' } };
-    expect(reportUpkeep({ reboot }, seen(asked)).lease).toBeUndefined();
+    expect(reportUpkeep(wish({ reboot }), seen(asked)).lease).toBeUndefined();
     const back = { ...asked, boot: 'b' };
-    expect(planUpkeep({ reboot }, seen(back))).toEqual([]);
-    expect(reportUpkeep({ reboot }, seen(back)).lease).toBe(lease);
-    expect(planUpkeep({ reboot }, seen({}, 1000))).toEqual([]);
+    expect(planUpkeep(wish({ reboot }), seen(back))).toEqual([]);
+    expect(reportUpkeep(wish({ reboot }), seen(back)).lease).toBe(lease);
+    expect(planUpkeep(wish({ reboot }), seen({}, 1000))).toEqual([]);
   });
 
   it('over real files comes to rest', async () => {
@@ -249,7 +258,7 @@ describe("the agent's plan", () => {
     const port = upkeepFiles(state, machine);
     const wanted = { agentVersion: '2.0.0', reboot, updates: { fromMinute: 60, minutes: 60 } };
     const plan = async () =>
-      planUpkeep(wanted, { ...(await port.look()), version: '1.0.0', connected: true, now: 0 });
+      planUpkeep(wish(wanted), { ...(await port.look()), version: '1.0.0', connected: true, now: 0 });
     const actions = await plan();
     expect(actions.map((action) => action.do)).toEqual([
       'alive',

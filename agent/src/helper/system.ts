@@ -1,4 +1,5 @@
-/** What a request comes down to on a Debian system, pure: command lines, and the texts of configuration files. */
+/** What a request comes down to on a Debian system: command lines, and the texts of configuration files. */
+import type { Exec } from '../host/exec.ts';
 import type { Request } from './requests.ts';
 
 export interface Command {
@@ -9,6 +10,7 @@ export interface Command {
 
 export const AGENT_PACKAGE = 'katafract-agent';
 export const AGENT_UNIT = 'katafract-agent.service';
+export const HAVEN_UNIT = 'katafract-haven.service';
 const MINUTE = 60_000;
 
 const command = (program: string, args: readonly string[], timeoutMs = MINUTE): Command => ({
@@ -25,7 +27,19 @@ export const COMMANDS = {
   reboot: command('systemctl', ['reboot']),
   reloadUnits: command('systemctl', ['daemon-reload']),
   restartTimers: command('systemctl', ['restart', 'apt-daily.timer', 'apt-daily-upgrade.timer']),
+  startHaven: command('systemctl', ['start', HAVEN_UNIT]),
+  stopHaven: command('systemctl', ['stop', HAVEN_UNIT]),
+  havenActive: command('systemctl', ['is-active', '--quiet', HAVEN_UNIT]),
+  checkSsh: command('sshd', ['-t']),
+  reloadSsh: command('systemctl', ['reload', 'ssh.service']),
+  /** Sessions of sshd, with whoever is at their other end. */
+  sshSessions: command('ss', ['-Htn', 'state', 'established', 'sport', '=', ':22']),
+  addresses: command('ip', ['-j', 'address', 'show']),
 } as const;
+
+export function runCommand(exec: Exec, { program, args, timeoutMs }: Command): Promise<string> {
+  return exec.run(program, args, { timeoutMs });
+}
 
 /** Installs a version of the agent, newer or older. Its package restarts it. @param version checked by the schema */
 export function install(version: string): Command {

@@ -7,8 +7,10 @@ import { KatafractError } from '@katafract/shared/errors';
 import { z } from 'zod';
 import type { Exec } from '../host/exec.ts';
 import type { Log } from '../ports.ts';
+import { haven, keepHaven } from './haven.ts';
 import { Alive, REQUEST_NAMES, REQUESTS, type Request, type RequestName, type Result } from './requests.ts';
-import { COMMANDS, type Command, install, updatesFiles } from './system.ts';
+import { ssh } from './ssh.ts';
+import { COMMANDS, install, runCommand as run, updatesFiles } from './system.ts';
 
 /** The folder in which the agent leaves its requests. It belongs to the agent, so nothing in it is trusted. */
 export interface RequestsPort {
@@ -28,12 +30,20 @@ export interface MemoryPort {
   write(name: string, value: object | null): Promise<void>;
 }
 
+/** Files of the system, by their paths below the root. */
+export interface SystemFilesPort {
+  /** null where there is none. @throws KatafractError `file_refused` where it is no plain file of a sane size */
+  read(path: string): Promise<string | null>;
+  /** Replaces it. @param how `private`: of the owner of its folder, and his alone; everybody may read others */
+  write(path: string, text: string, how?: 'private'): Promise<void>;
+  remove(path: string): Promise<void>;
+}
+
 export interface HelperPorts {
   readonly exec: Exec;
   readonly requests: RequestsPort;
   readonly memory: MemoryPort;
-  /** Replaces a file of the system, by its path below the root. */
-  readonly writeSystemFile: (path: string, text: string) => Promise<void>;
+  readonly files: SystemFilesPort;
   readonly now: () => number;
   readonly sleep: (ms: number) => Promise<void>;
   readonly log: Log;
@@ -51,6 +61,11 @@ const LeaseMemory = z.object({ lease: z.string(), until: z.number() });
 export async function serve(ports: HelperPorts): Promise<number> {
   let answered = 0;
   for (const name of REQUEST_NAMES) if (await serveOne(ports, name)) answered++;
+  try {
+    await keepHaven(ports);
+  } catch (error) {
+    ports.log.error({ err: error }, 'the DNS filter could not be put right');
+  }
   return answered;
 }
 
@@ -85,11 +100,9 @@ const HANDLERS: Readonly<Record<RequestName, (ports: HelperPorts, request: Reque
   update: (ports, request) => update(ports, request as Request<'update'>),
   reboot: (ports, request) => reboot(ports, request as Request<'reboot'>),
   updates: (ports, request) => updates(ports, request as Request<'updates'>),
+  haven: (ports, request) => haven(ports, request as Request<'haven'>),
+  ssh: (ports, request) => ssh(ports, request as Request<'ssh'>),
 };
-
-function run({ exec }: HelperPorts, { program, args, timeoutMs }: Command): Promise<string> {
-  return exec.run(program, args, { timeoutMs });
-}
 
 /**
  * Installs another version and waits until it speaks with the controller. One that does not could never be told to go
@@ -100,11 +113,11 @@ async function update(ports: HelperPorts, { version }: Request<'update'>): Promi
   const { memory, requests } = ports;
   const began = UpdateMemory.safeParse(await memory.read('update'));
   const resumed = began.success && began.data.version === version;
-  const before = resumed ? began.data.before : (await run(ports, COMMANDS.installed)).trim();
+  const before = resumed ? began.data.before : (await run(ports.exec, COMMANDS.installed)).trim();
   await memory.write('update', { version, before });
   await requests.remove('alive');
   try {
-    if (before === version) await run(ports, COMMANDS.restartAgent);
+    if (before === version) await run(ports.exec, COMMANDS.restartAgent);
     else await installOnce(ports, version);
   } catch (cause) {
     await restore(ports, before);
@@ -120,11 +133,11 @@ async function update(ports: HelperPorts, { version }: Request<'update'>): Promi
 /** With fresh lists where the old ones do not know the version. */
 async function installOnce(ports: HelperPorts, version: string): Promise<void> {
   try {
-    await run(ports, install(version));
+    await run(ports.exec, install(version));
   } catch (error) {
     ports.log.warn({ err: error }, 'not installed; once more with fresh package lists');
-    await run(ports, COMMANDS.refreshLists);
-    await run(ports, install(version));
+    await run(ports.exec, COMMANDS.refreshLists);
+    await run(ports.exec, install(version));
   }
 }
 
@@ -161,11 +174,11 @@ async function reboot(ports: HelperPorts, request: Request<'reboot'>): Promise<v
   }
   await memory.write('lease', { lease, until });
   await conclude(ports, 'reboot', { request, outcome: 'done', at: now() });
-  await run(ports, COMMANDS.reboot);
+  await run(ports.exec, COMMANDS.reboot);
 }
 
 async function updates(ports: HelperPorts, window: Request<'updates'>): Promise<void> {
-  for (const [path, text] of Object.entries(updatesFiles(window))) await ports.writeSystemFile(path, text);
-  await run(ports, COMMANDS.reloadUnits);
-  await run(ports, COMMANDS.restartTimers);
+  for (const [path, text] of Object.entries(updatesFiles(window))) await ports.files.write(path, text);
+  await run(ports.exec, COMMANDS.reloadUnits);
+  await run(ports.exec, COMMANDS.restartTimers);
 }

@@ -5,11 +5,11 @@
  */
 import { join } from 'node:path';
 import { Command } from 'commander';
-import { type Exec, systemExec } from './host/exec.ts';
-import { logger } from './host/log.ts';
-import { helperMemory, openRequests, systemFiles } from './host/requests.ts';
-import { serve } from './upkeep/serve.ts';
-import { VERSION } from './version.ts';
+import { type Exec, systemExec } from '../host/exec.ts';
+import { logger } from '../host/log.ts';
+import { helperMemory, openRequests, systemFiles } from '../host/requests.ts';
+import { VERSION } from '../version.ts';
+import { serve } from './serve.ts';
 
 interface Options {
   stateDir: string;
@@ -33,7 +33,7 @@ async function main({ stateDir, root, commands, patienceSeconds }: Options): Pro
       exec: within(systemExec, commands),
       requests,
       memory: helperMemory(root),
-      writeSystemFile: systemFiles(root),
+      files: systemFiles(root),
       now: Date.now,
       sleep: (ms) => new Promise((resolve) => setTimeout(resolve, ms)),
       log,
