@@ -258,6 +258,8 @@ create table regions (
   min_exits integer not null default 0,
   growth jsonb,
   created_at timestamp with time zone not null default now(),
+  haven jsonb,
+  ssh_from_mesh boolean not null default false,
   constraint regions_pkey PRIMARY KEY (id)
 );
 

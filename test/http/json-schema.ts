@@ -20,13 +20,15 @@ export interface Schema {
   readonly maxLength?: number;
   readonly minimum?: number;
   readonly maximum?: number;
+  readonly minItems?: number;
+  readonly maxItems?: number;
   readonly default?: unknown;
 }
 
 const KNOWN = new Set(
   (
     '$ref type enum anyOf properties required additionalProperties items pattern format minLength maxLength minimum ' +
-    'maximum default'
+    'maximum minItems maxItems default'
   ).split(' '),
 );
 const UUID = /^[0-9a-f]{8}-[0-9a-f]{4}-[1-8][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/i;
@@ -71,7 +73,8 @@ export function violations(schema: Schema, value: unknown, resolve: Resolve, at 
   if (typeof value === 'string') return textViolations(here, value, at);
   if (typeof value === 'number') return rangeViolations(here, value, at);
   if (Array.isArray(value)) {
-    const { items } = here;
+    const { items, minItems = 0, maxItems = Number.POSITIVE_INFINITY } = here;
+    if (value.length < minItems || value.length > maxItems) return [`${at}: length`];
     return items ? value.flatMap((item, index) => violations(items, item, resolve, `${at}[${index}]`)) : [];
   }
   return typeOf(value) === 'object' ? objectViolations(here, value as object, resolve, at) : [];
@@ -127,8 +130,9 @@ export function valid(
 }
 
 function makeUp(schema: Schema, resolve: Resolve, known: (name: string) => Arbitrary<unknown> | undefined) {
-  const { enum: values, properties = {}, required = [], minimum, maximum } = schema;
+  const { enum: values, properties = {}, required = [], minimum, maximum, items, anyOf } = schema;
   if (values) return fc.constantFrom(...values);
+  if (anyOf) return fc.oneof(...anyOf.map((one) => valid(one, resolve, known)));
   const [type] = [schema.type].flat();
   switch (type) {
     case 'string':
@@ -146,6 +150,13 @@ function makeUp(schema: Schema, resolve: Resolve, known: (name: string) => Arbit
       ]);
       return fc.record(Object.fromEntries(fields) as Record<string, Arbitrary<unknown>>, {
         requiredKeys: [...required],
+      });
+    }
+    case 'array': {
+      const { minItems = 0, maxItems = 3 } = schema;
+      return fc.array(valid(items ?? {}, resolve, known), {
+        minLength: minItems,
+        maxLength: Math.max(minItems, Math.min(maxItems, 3)),
       });
     }
     default:

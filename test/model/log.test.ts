@@ -34,7 +34,12 @@ const CONFIG: NodeConfig = {
   gateway4: '10.64.0.1/10' as Cidr4,
   gateway6: 'fd00::1/64' as Cidr6,
 };
-const configOf: ConfigOf = ({ listenPort, mtu }) => ({ ...CONFIG, listenPort, mtu });
+const configOf: ConfigOf = ({ listenPort, mtu }, { haven }) => ({
+  ...CONFIG,
+  listenPort,
+  mtu,
+  ...(haven === null ? {} : { haven }),
+});
 
 const place = useDatabase();
 let db: Database;

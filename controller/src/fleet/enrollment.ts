@@ -192,7 +192,7 @@ async function answer(deps: EnrollmentDeps, node: NodeId): Promise<EnrollRespons
     endpoint: row.endpoint,
     stateKey: deps.keyring.state().publicJwk,
     broker: deps.broker,
-    config: deps.fleet.configOf({ ...row, upkeep: null }),
+    config: deps.fleet.configOf({ ...row, upkeep: null }, { haven: null, sshFromMesh: false }),
   };
 }
 

@@ -70,6 +70,9 @@ const NAMED = 200;
 /** A key id on the wire is the head of the thumbprint: it tells keys apart, the pin is what is trusted. */
 const KID_LENGTH = 8;
 
+/** Of every exit: RFC 4253. */
+const SSH_PORT = 22;
+
 export class Fleet {
   readonly roster: Roster;
   readonly metrics: FleetMetrics;
@@ -246,7 +249,7 @@ export class Fleet {
   }
 
   /** What a node with this row is configured to. */
-  configOf: log.ConfigOf = ({ listenPort, mtu, upkeep }): NodeConfig => {
+  configOf: log.ConfigOf = ({ listenPort, mtu, upkeep }, { haven, sshFromMesh }): NodeConfig => {
     const { prefix4, prefix6 } = this.#deps.plan;
     return {
       listenPort,
@@ -254,6 +257,8 @@ export class Fleet {
       gateway4: Cidr4.parse(`${this.gateway.ipv4}/${prefix4}`),
       gateway6: Cidr6.parse(`${this.gateway.ipv6}/${prefix6}`),
       ...(upkeep === null ? {} : { upkeep }),
+      ...(haven === null ? {} : { haven }),
+      ...(sshFromMesh ? { sshFromMesh: { port: SSH_PORT } } : {}),
     };
   };
 

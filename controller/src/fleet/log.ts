@@ -5,6 +5,7 @@
 import type { NodeConfig, PeerTuple } from '@katafract/shared/desired';
 import { EMPTY_DIGEST, entryDigest, xorDigest } from '@katafract/shared/digest';
 import { KatafractError } from '@katafract/shared/errors';
+import type { Haven } from '@katafract/shared/haven';
 import type {
   Digest,
   Generation,
@@ -108,15 +109,36 @@ interface HeadRow {
   mtu: number;
   upkeep: Upkeep | null;
 }
+/** Settings of a node's region that are part of its config. */
+export interface RegionConfig {
+  readonly haven: Haven | null;
+  readonly sshFromMesh: boolean;
+}
 interface LogRow extends HeadRow {
+  /** In one row of the answer only: a table of 50,000 rows must not carry it 50,000 times. */
+  region: RegionConfig | null;
   publicKey: PublicKey | null;
   ipv4: Ipv4;
   ipv6: Ipv6;
   removed: boolean;
 }
 
-/** Where a node's config comes from besides its row: the fleet's address plan. */
-export type ConfigOf = (row: Pick<HeadRow, 'listenPort' | 'mtu' | 'upkeep'>) => NodeConfig;
+/** Where a node's config comes from besides its rows: the fleet's address plan. */
+export type ConfigOf = (
+  row: Pick<HeadRow, 'listenPort' | 'mtu' | 'upkeep'>,
+  region: RegionConfig,
+) => NodeConfig;
+
+const regionColumn = (sql: Sql) => sql`
+  case when row_number() over () = 1 then (
+    select jsonb_build_object('haven', r.haven, 'sshFromMesh', r.ssh_from_mesh) from regions r where r.id = n.region_id
+  ) end as region`;
+
+function regionOf(rows: readonly LogRow[]): RegionConfig {
+  const found = rows.find(({ region }) => region !== null)?.region;
+  if (!found) throw new Error('a node is in a region');
+  return found;
+}
 
 const headColumns = (sql: Sql) => sql`
   n.lineage::float8, n.generation::float8, n.digest::text, n.swept_generation::float8 as swept,
@@ -161,7 +183,7 @@ export async function readDelta(
   config: ConfigOf,
 ): Promise<Update | null> {
   const rows = await sql<LogRow[]>`
-    select ${headColumns(sql)}, p.public_key as "publicKey", p.ipv4, p.ipv6, p.removed
+    select ${headColumns(sql)}, ${regionColumn(sql)}, p.public_key as "publicKey", p.ipv4, p.ipv6, p.removed
     from nodes n left join placements p on p.node_id = n.id and p.generation > ${from}
     where n.id = ${node}`;
   const [head] = rows;
@@ -175,7 +197,7 @@ export async function readDelta(
     to: head.generation,
     set: present.filter((row) => !row.removed).map(toTuple),
     del: present.filter((row) => row.removed).map((row) => row.publicKey as PublicKey),
-    ...(head.configGeneration > from ? { config: config(head) } : {}),
+    ...(head.configGeneration > from ? { config: config(head, regionOf(rows)) } : {}),
   };
 }
 
@@ -187,7 +209,8 @@ export async function readDelta(
  */
 export async function readSnapshot(sql: Sql, node: NodeId, config: ConfigOf): Promise<Update> {
   const rows = await sql<(LogRow & { tombstones: number })[]>`
-    select ${headColumns(sql)}, p.public_key as "publicKey", p.ipv4, p.ipv6, p.removed, gone.tombstones
+    select ${headColumns(sql)}, ${regionColumn(sql)}, p.public_key as "publicKey", p.ipv4, p.ipv6, p.removed,
+           gone.tombstones
     from nodes n left join placements p on p.node_id = n.id and not p.removed
     cross join (select count(*)::int as tombstones from placements where node_id = ${node} and removed) gone
     where n.id = ${node}`;
@@ -202,7 +225,7 @@ export async function readSnapshot(sql: Sql, node: NodeId, config: ConfigOf): Pr
     to: head.generation,
     set: present.map(toTuple),
     del: [],
-    config: config(head),
+    config: config(head, regionOf(rows)),
     allowShrink: head.allowShrink || head.tombstones >= Math.max(1, present.length),
   };
 }

@@ -2,6 +2,7 @@
  * Regions, nodes, join tokens, and the generation log. What a node should be (nodes, placements) and what it said of
  * itself (node_reports) are apart, so that a busy fleet's reports never wait for a provisioning transaction's locks.
  */
+import type { Haven } from '@katafract/shared/haven';
 import type { NodePublicJwk } from '@katafract/shared/node-token';
 import type {
   Endpoint,
@@ -48,6 +49,10 @@ export const regions = pgTable('regions', {
   minExits: integer('min_exits').notNull().default(0),
   /** How it grows by itself (machines/); null: an operator is told instead. */
   growth: jsonb().$type<Growth>(),
+  /** How its exits filter DNS; null: they do not. Sent with their config. */
+  haven: jsonb().$type<Haven>(),
+  /** SSH of its exits is for the mesh alone. Sent with their config. */
+  sshFromMesh: boolean('ssh_from_mesh').notNull().default(false),
   createdAt: when('created_at').notNull().defaultNow(),
 });
 

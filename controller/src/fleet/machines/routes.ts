@@ -1,5 +1,6 @@
 /** HTTP of capacity: how regions grow, what they are expected to need, and the machines that this comes to. */
 import { createRoute, z } from '@hono/zod-openapi';
+import { Haven } from '@katafract/shared/haven';
 import { NodeId, RegionId } from '@katafract/shared/units';
 import type { MiddlewareHandler } from 'hono';
 import {
@@ -51,11 +52,23 @@ const TimeZone = z
   .max(64)
   .regex(/^[A-Za-z][A-Za-z0-9_+/-]*$/, 'an IANA time zone')
   .refine(isTimeZone, 'an IANA time zone, such as Europe/Berlin');
+const HavenInput = z.strictObject({
+  ...Haven.shape,
+  blocklists: Haven.shape.blocklists.default([]),
+  rules: Haven.shape.rules.default([]),
+  queriesPerSecond: Haven.shape.queriesPerSecond.default(50),
+  statistics: Haven.shape.statistics.default(false),
+  probe: Haven.shape.probe.default('example.com'),
+});
 const Settings = z.strictObject({
   timeZone: TimeZone.nullable().optional(),
   /** Exits that must stay well while others are updated or rebooted, and below which the region grows. */
   minExits: z.number().int().min(0).max(1000).optional(),
   growth: Growth.nullable().optional(),
+  /** How its exits filter DNS; null: they do not. */
+  haven: HavenInput.nullable().optional(),
+  /** SSH of its exits is for the mesh alone, and root logs in from nowhere else. */
+  sshFromMesh: z.boolean().optional(),
 });
 const RegionInput = Settings.extend({
   id: RegionId,
@@ -172,11 +185,13 @@ function regionRoutes(api: Api, deps: MachineRoutesDeps): void {
     responses: { 201: json(RegionInput, 'The region'), ...problems(400, 401, 413, 422) },
   });
   api.openapi(add, async (c) => {
-    const { timeZone, minExits, growth, ...place } = c.req.valid('json');
+    const { timeZone, minExits, growth, haven, sshFromMesh, ...place } = c.req.valid('json');
     const settings = {
       ...(timeZone === undefined ? {} : { timeZone }),
       ...(minExits === undefined ? {} : { minExits }),
       ...(growth === undefined ? {} : { growth }),
+      ...(haven === undefined ? {} : { haven }),
+      ...(sshFromMesh === undefined ? {} : { sshFromMesh }),
     };
     await putRegion(regions, { ...place, ...settings }, operatorOf(c).name);
     return c.json(c.req.valid('json'), 201);
@@ -185,7 +200,7 @@ function regionRoutes(api: Api, deps: MachineRoutesDeps): void {
     ...common,
     method: 'patch',
     path: '/v1/admin/regions/{id}',
-    summary: 'Change a region: how it grows, its least number of exits, its time zone, its name and place',
+    summary: 'Change a region: how it grows, how its exits filter DNS, its time zone, its name and place',
     request: { params: z.object({ id: RegionId }), body: jsonBody(RegionChange) },
     responses: { 200: json(RegionView, 'The region'), ...problems(400, 401, 404, 413, 422) },
   });
