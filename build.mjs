@@ -5,7 +5,8 @@
  *
  *   node build.mjs                            all of them
  *   node build.mjs agent <version> <outfile>  the agent alone, as another release of it
- *   node build.mjs deb [version] [folder]     the Debian packages of agent and controller, in dist
+ *   node build.mjs deb [version] [folder]     the Debian packages of agent and controller, in dist; the agent's with
+ *                                             the AdGuard Home that KATAFRACT_ADGUARD_HOME is the path of, if set
  */
 import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
@@ -81,6 +82,7 @@ async function buildPackages(version, output) {
     agentPackage({
       main: to('agent.mjs'),
       helper: to('helper.mjs'),
+      adguard: process.env.KATAFRACT_ADGUARD_HOME,
       manuals: manual('katafract-agent', 'agent.mjs'),
       version,
       output,

@@ -74,14 +74,16 @@ function fieldsOf(name, version, fields) {
 }
 
 /**
- * @param options.main, options.helper: the bundles; options.node: the Node to take along
+ * @param options.main, options.helper: the bundles; options.node: the Node to take along; options.adguard: an AdGuard Home
+ * to take along, if any
  * @param options.help prints the help of the bundle, for its manual
  */
-export function agentPackage({ main, helper, node = packagedNode(), manuals, version, output }) {
+export function agentPackage({ main, helper, adguard, node = packagedNode(), manuals, version, output }) {
   const name = 'katafract-agent';
   const library = `usr/lib/${name}`;
   const units = [
     'katafract-agent.service',
+    'katafract-haven.service',
     'katafract-helper.path',
     'katafract-helper.service',
     'katafract-tunnel@.service',
@@ -102,6 +104,7 @@ export function agentPackage({ main, helper, node = packagedNode(), manuals, ver
       { path: `${library}/node`, mode: 0o755, file: node },
       { path: `${library}/main.mjs`, mode: 0o644, text: program(main) },
       { path: `${library}/helper.mjs`, mode: 0o644, text: program(helper) },
+      ...(adguard ? [{ path: `${library}/AdGuardHome`, mode: 0o755, file: adguard }] : []),
     ],
     scripts: scriptsOf(name),
     conffiles: [`etc/default/${name}`],

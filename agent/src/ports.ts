@@ -160,6 +160,11 @@ export interface HavenFinding {
   readonly attack: string;
 }
 
+export interface HavenCounts {
+  readonly queries: number;
+  readonly blocked: number;
+}
+
 /** A look at the DNS filter, ready to be acted on. */
 export interface HavenView {
   /** `unsafe`: it keeps or tells something of clients; `failed`: it does not do what it should. */
@@ -167,6 +172,8 @@ export interface HavenView {
   /** Whether that comes from an answer; an AdGuard that cannot be asked says nothing, neither good nor bad. */
   readonly known: boolean;
   readonly findings: readonly HavenFinding[];
+  /** Of the last hour, of all clients together; null where it does not count, or could not be asked. */
+  readonly counts: HavenCounts | null;
   /** Puts right what it can be told. @returns how much of it */
   settle(): Promise<number>;
 }

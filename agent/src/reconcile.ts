@@ -21,6 +21,7 @@ import {
 } from './plan/peers.ts';
 import type {
   Gates,
+  HavenCounts,
   HavenPort,
   HavenView,
   HostInspection,
@@ -50,6 +51,15 @@ export interface View {
   readonly haven: HavenView | null | undefined;
 }
 
+export interface HavenPass {
+  /** How it was; `off` where none is wanted. */
+  readonly state: HavenView['state'] | 'off';
+  readonly repairs: number;
+  readonly counts: HavenCounts | null;
+  /** Whether clients may ask it. */
+  readonly open: boolean;
+}
+
 /** What came of a full pass. */
 export interface Pass {
   /** null where the kernel could not be read: a report would have to guess. */
@@ -58,8 +68,7 @@ export interface Pass {
   /** Idle peers that the kernel was made to forget. */
   readonly forgotten: number;
   readonly rules: PartState;
-  /** How the DNS filter was, and how much of it was put right. */
-  readonly haven: { readonly state: HavenView['state'] | 'off'; readonly repairs: number };
+  readonly haven: HavenPass;
   readonly repairs: number;
   readonly failures: number;
 }
@@ -215,12 +224,12 @@ export class Reconciler {
   }
 
   async #settleHaven({ haven }: View): Promise<Pass['haven']> {
-    if (haven === undefined) return { state: 'off', repairs: 0 };
-    if (haven === null) return { state: 'failed', repairs: 0 };
-    const { state, findings } = haven;
+    if (haven === undefined) return { state: 'off', repairs: 0, counts: null, open: this.#dnsOpen };
+    if (haven === null) return { state: 'failed', repairs: 0, counts: null, open: this.#dnsOpen };
+    const { state, findings, counts } = haven;
     const wrong = findings.filter(({ holds }) => !holds).map(({ id }) => id);
     if (state !== 'ok') this.#ports.log.warn({ state, wrong }, 'the DNS filter is not as it should be');
-    return { state, repairs: await haven.settle() };
+    return { state, repairs: await haven.settle(), counts, open: this.#dnsOpen };
   }
 
   async #settleHost(view: View, tunnel: Tunnel | null): Promise<HostReport> {

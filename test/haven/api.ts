@@ -217,6 +217,10 @@ const ROUTES: Readonly<Record<string, Route>> = {
     config.filtering.safebrowsing_enabled = true;
     return OK;
   },
+  'POST /parental/enable': ({ config }) => {
+    config.filtering.parental_enabled = true;
+    return OK;
+  },
   'GET /parental/status': ({ config }) => ({ enabled: config.filtering.parental_enabled }),
   'POST /parental/disable': ({ config }) => {
     config.filtering.parental_enabled = false;

@@ -53,7 +53,8 @@ export function serveDns(
 
   const { bind_hosts: hosts, port } = config.dns;
   for (const address of hosts) {
-    const udp = createSocket({ type: address.includes(':') ? 'udp6' : 'udp4', ipv6Only: true });
+    const ipv6Only = address.includes(':');
+    const udp = createSocket({ type: ipv6Only ? 'udp6' : 'udp4', ipv6Only });
     udp.on('error', onFault);
     udp.on('message', (message, from) => {
       const answer = attempt(() => respond(decode(message), plain(from.address)));
@@ -70,7 +71,7 @@ export function serveDns(
       });
     });
     tcp.on('error', onFault);
-    tcp.listen({ port, host: address, ipv6Only: true });
+    tcp.listen({ port, host: address, ipv6Only });
   }
 }
 

@@ -8,9 +8,10 @@
 import type { NodeConfig } from '@katafract/shared/desired';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Ipv4, Ipv6 } from '@katafract/shared/units';
+import { z } from 'zod';
 import type { HavenRequest } from '../helper/requests.ts';
 import { subnet4, subnet6 } from '../plan/subnets.ts';
-import type { HavenFinding, HavenPort, HavenView, Log, SteadyClock } from '../ports.ts';
+import type { HavenCounts, HavenFinding, HavenPort, HavenView, Log, SteadyClock } from '../ports.ts';
 import { type Call, type Check, checksOf } from './checks.ts';
 
 /** AdGuard Home's API. */
@@ -46,6 +47,9 @@ const HEALTH_NAME = 'healthcheck.adguardhome.test';
  */
 const LOGIN_PAUSE_MS = 20_000;
 
+/** Of its answer nothing else is looked at: the rest names what was asked for. */
+const Stats = z.object({ num_dns_queries: z.number(), num_blocked_filtering: z.number() });
+
 /** What is asked of the helper for a node's config; null where it wants no filter. @param password its bcrypt hash */
 export function havenRequest(config: NodeConfig, password: string): HavenRequest | null {
   if (!config.haven) return null;
@@ -66,22 +70,28 @@ interface Reading {
   readonly answer: unknown;
 }
 
+interface Asked {
+  readonly readings: readonly Reading[];
+  readonly counts: HavenCounts | null;
+}
+
 export function haven(ports: HavenPorts, password: string): HavenPort {
   /** No login before this, by `elapsed`. */
   let loginAfter = 0;
 
   /** null where it could not be asked. */
-  async function read(checks: readonly Check[]): Promise<readonly Reading[] | null> {
+  async function read(wish: HavenRequest): Promise<Asked | null> {
     if (ports.clock.elapsed() < loginAfter) return null;
     try {
-      const [first, ...others] = checks;
-      if (!first) return [];
+      const [first, ...others] = checksOf(wish);
+      if (!first) throw new Error('there is nothing to ask');
       // one alone first: a password that is wrong must not be tried nine times
       const begun = { check: first, answer: await ports.adguard.read(first.path) };
       const rest = await Promise.all(
         others.map(async (check) => ({ check, answer: await ports.adguard.read(check.path) })),
       );
-      return [begun, ...rest];
+      const counts = wish.settings.statistics ? countsOf(await ports.adguard.read('/stats')) : null;
+      return { readings: [begun, ...rest], counts };
     } catch (error) {
       const code = error instanceof KatafractError ? error.code : 'failed';
       if (code === 'adguard_login') loginAfter = ports.clock.elapsed() + LOGIN_PAUSE_MS;
@@ -101,21 +111,22 @@ export function haven(ports: HavenPorts, password: string): HavenPort {
   }
 
   async function look(wish: HavenRequest): Promise<HavenView> {
-    const [readings, answering, bound] = await Promise.all([
-      read(checksOf(wish)),
+    const [asked, answering, bound] = await Promise.all([
+      read(wish),
       answers(wish),
       ports.sockets.boundTo(53),
     ]);
     const exposed = bound.some(isOpen);
-    const wrong = readings?.filter(({ check, answer }) => !check.right(answer)) ?? [];
+    const readings = asked?.readings ?? [];
+    const wrong = readings.filter(({ check, answer }) => !check.right(answer));
     const leaks = exposed || wrong.some(({ check, answer }) => check.unsafe(answer));
     const findings: HavenFinding[] = [
       {
         id: 'asked',
-        holds: readings !== null,
+        holds: asked !== null,
         attack: 'nobody knows what it does: whatever it did last, it may do',
       },
-      ...(readings ?? []).map(({ check, answer }) => ({
+      ...readings.map(({ check, answer }) => ({
         id: check.id,
         holds: check.right(answer),
         attack: check.attack,
@@ -130,8 +141,9 @@ export function haven(ports: HavenPorts, password: string): HavenPort {
     const well = findings.every(({ holds }) => holds);
     return {
       state: leaks ? 'unsafe' : well ? 'ok' : 'failed',
-      known: readings !== null || exposed,
+      known: asked !== null || exposed,
       findings,
+      counts: asked?.counts ?? null,
       settle: () => repair(wrong),
     };
   }
@@ -157,6 +169,11 @@ export function haven(ports: HavenPorts, password: string): HavenPort {
       return wish ? look(wish) : null;
     },
   };
+}
+
+function countsOf(answer: unknown): HavenCounts | null {
+  const { data } = Stats.safeParse(answer);
+  return data ? { queries: data.num_dns_queries, blocked: data.num_blocked_filtering } : null;
 }
 
 /** Whether an address is one that others than this machine and its tunnels can ask. */

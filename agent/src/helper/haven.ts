@@ -5,9 +5,9 @@
 import { KatafractError } from '@katafract/shared/errors';
 import { parse } from 'yaml';
 import { adguardConfig, CONFIG_PATH, differences } from './adguard.ts';
+import type { HelperPorts } from './ports.ts';
 import { REQUESTS, type Request } from './requests.ts';
-import type { HelperPorts } from './serve.ts';
-import { COMMANDS, HAVEN_UNIT, runCommand } from './system.ts';
+import { COMMANDS, type Command, HAVEN_UNIT, runCommand } from './system.ts';
 
 const MEMORY = 'haven';
 
@@ -37,7 +37,10 @@ async function keep(ports: HelperPorts, request: Exclude<Request<'haven'>, { off
   const wanted = adguardConfig(request);
   const before = await ports.files.read(CONFIG_PATH);
   const wrong = differences(wanted, parsed(before));
-  if (wrong.length === 0 && (await isActive(ports))) return false;
+  if (wrong.length === 0 && (await succeeds(ports, COMMANDS.havenActive))) return false;
+  if (!(await succeeds(ports, COMMANDS.havenThere))) {
+    throw new KatafractError('haven_missing', 'there is no AdGuard Home on this machine');
+  }
   ports.log.info({ unit: HAVEN_UNIT, wrong: wrong.slice(0, 20) }, 'the DNS filter is set up');
   // it writes its file while it runs, and once more when it stops
   await runCommand(ports.exec, COMMANDS.stopHaven);
@@ -67,9 +70,9 @@ function parsed(text: string | null): unknown {
   }
 }
 
-async function isActive({ exec }: HelperPorts): Promise<boolean> {
+async function succeeds({ exec }: HelperPorts, command: Command): Promise<boolean> {
   try {
-    await runCommand(exec, COMMANDS.havenActive);
+    await runCommand(exec, command);
     return true;
   } catch (error) {
     if (error instanceof KatafractError && error.code === 'command_failed') return false;

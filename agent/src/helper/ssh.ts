@@ -6,8 +6,8 @@
 import { isInNet4 } from '@katafract/shared/addresses';
 import { KatafractError } from '@katafract/shared/errors';
 import { z } from 'zod';
+import type { HelperPorts } from './ports.ts';
 import type { Request } from './requests.ts';
-import type { HelperPorts } from './serve.ts';
 import { COMMANDS, runCommand } from './system.ts';
 
 /** RFC 6598, which Headscale and Tailscale use as well. */

@@ -27,6 +27,14 @@ export const COMMANDS = {
   reboot: command('systemctl', ['reboot']),
   reloadUnits: command('systemctl', ['daemon-reload']),
   restartTimers: command('systemctl', ['restart', 'apt-daily.timer', 'apt-daily-upgrade.timer']),
+  /** Succeeds where there is an AdGuard Home: the package's own, or one where its archive is unpacked. */
+  havenThere: command('test', [
+    '-x',
+    '/usr/lib/katafract-agent/AdGuardHome',
+    '-o',
+    '-x',
+    '/opt/AdGuardHome/AdGuardHome',
+  ]),
   startHaven: command('systemctl', ['start', HAVEN_UNIT]),
   stopHaven: command('systemctl', ['stop', HAVEN_UNIT]),
   havenActive: command('systemctl', ['is-active', '--quiet', HAVEN_UNIT]),

@@ -50,6 +50,22 @@ async function metricsText(
   gauge('rules_ok', '1 while the firewall is as it should be', ({ lastPass }) =>
     Number(lastPass !== null && lastPass.rules !== 'failed'),
   );
+  gauge('dns_failed', '1 while the DNS filter is wanted and not as it should be', ({ lastPass }) =>
+    Number(lastPass !== null && ['failed', 'unsafe'].includes(lastPass.haven.state)),
+  );
+  gauge('dns_open', '0 while clients get no DNS, since the filter keeps or tells something of them', (s) =>
+    Number(s.lastPass?.haven.open ?? false),
+  );
+  gauge(
+    'dns_queries',
+    'DNS queries of the last hour, of all clients; 0 where none are counted',
+    ({ lastPass }) => lastPass?.haven.counts?.queries ?? 0,
+  );
+  gauge(
+    'dns_blocked',
+    'Of these, how many were filtered out',
+    ({ lastPass }) => lastPass?.haven.counts?.blocked ?? 0,
+  );
   gauge('receive_bytes', 'Received by the tunnel', ({ lastHeartbeat }) => lastHeartbeat?.rxBytes ?? 0);
   gauge('transmit_bytes', 'Sent by the tunnel', ({ lastHeartbeat }) => lastHeartbeat?.txBytes ?? 0);
   counter('repairs_total', 'Rows, rules and settings put right', ({ repairs }) => repairs);

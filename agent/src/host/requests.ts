@@ -7,8 +7,8 @@ import { constants } from 'node:fs';
 import { type FileHandle, mkdir, open, rename, rm, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { KatafractError } from '@katafract/shared/errors';
+import type { MemoryPort, RequestsPort, SystemFilesPort } from '../helper/ports.ts';
 import { LARGEST_REQUEST } from '../helper/requests.ts';
-import type { MemoryPort, RequestsPort, SystemFilesPort } from '../helper/serve.ts';
 import { giveToOwner, readText, writeDurably } from './files.ts';
 
 const { O_RDONLY, O_WRONLY, O_CREAT, O_EXCL, O_DIRECTORY, O_NOFOLLOW, O_NONBLOCK } = constants;
