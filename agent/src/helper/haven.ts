@@ -16,9 +16,10 @@ const MEMORY = 'haven';
  * what was wanted: the file before is back then
  */
 export async function haven(ports: HelperPorts, request: Request<'haven'>): Promise<void> {
-  await ports.memory.write(MEMORY, request);
   if ('off' in request) await stop(ports);
   else await keep(ports, request);
+  // from now on it is kept so; what AdGuard does not start with is not tried again and again
+  await ports.memory.write(MEMORY, request);
 }
 
 /** Whatever somebody made of the file since. @returns whether anything was put right */

@@ -1,132 +1,78 @@
 /** The helper over real files: what it takes up, what it refuses, and that nothing is done twice. */
 
 import { spawnSync } from 'node:child_process';
-import { linkSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { linkSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Upkeep } from '@katafract/shared/upkeep';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
-import { helperMemory, openRequests, systemFiles } from '../host/requests.ts';
 import { upkeepFiles } from '../host/upkeep.ts';
+import { HelperBed } from '../testing/helper-bed.ts';
 import { type MachineWish, planUpkeep, RETRY_MS, reportUpkeep, type UpkeepFacts } from '../upkeep/plan.ts';
-import { Result } from './requests.ts';
-import { serve } from './serve.ts';
 
-let folder: string;
-let state: string;
-let commands: string[];
-let now: number;
-/** What the commands come to; the rest succeed. */
-let fails: (command: string) => boolean;
-let installed: string;
-/** Called for each pause while the helper waits. */
-let meanwhile: () => void;
-
+let bed: HelperBed;
 beforeEach(() => {
-  folder = mkdtempSync(join(tmpdir(), 'katafract-helper-'));
-  state = join(folder, 'state');
-  mkdirSync(join(state, 'requests'), { recursive: true });
-  [commands, now, installed] = [[], 1_000_000, '1.0.0'];
-  fails = () => false;
-  meanwhile = () => undefined;
+  bed = new HelperBed();
 });
-afterEach(() => rmSync(folder, { recursive: true }));
-
-const leave = (name: string, content: object | string) =>
-  writeFileSync(
-    join(state, 'requests', name),
-    typeof content === 'string' ? content : JSON.stringify(content),
-  );
-const resultOf = (name: string) =>
-  Result.parse(JSON.parse(readFileSync(join(state, 'requests', `${name}.result`), 'utf8')));
-const quiet = { info: () => undefined, warn: () => undefined, error: () => undefined };
-
-async function help(): Promise<number> {
-  const requests = await openRequests(state);
-  if (!requests) return 0;
-  try {
-    return await serve({
-      exec: {
-        run: async (program, args) => {
-          const command = [program, ...args].join(' ');
-          commands.push(command);
-          if (fails(command)) throw new Error('failed');
-          if (program === 'apt-get' && args[0] === 'install') installed = args.at(-1)?.split('=')[1] ?? '';
-          return program === 'dpkg-query' ? installed : '';
-        },
-      },
-      requests,
-      memory: helperMemory(join(folder, 'root')),
-      files: systemFiles(join(folder, 'root')),
-      now: () => now,
-      sleep: async (ms) => {
-        now += ms;
-        meanwhile();
-      },
-      log: quiet,
-      patienceMs: 10_000,
-    });
-  } finally {
-    await requests.close();
-  }
-}
+afterEach(() => bed.close());
 
 describe('an update', () => {
   it('is installed, and done when the new version speaks', async () => {
-    leave('update', { version: '2.0.0' });
-    meanwhile = () => leave('alive', { version: installed });
-    expect(await help()).toBe(1);
-    expect(resultOf('update')).toMatchObject({ request: { version: '2.0.0' }, outcome: 'done' });
-    expect(commands.at(-1)).toMatch(/^apt-get install -y .*--allow-downgrades .*katafract-agent=2\.0\.0$/);
-    expect(await help()).toBe(0);
+    bed.leave('update', { version: '2.0.0' });
+    bed.meanwhile = () => bed.leave('alive', { version: bed.installed });
+    expect(await bed.help()).toBe(1);
+    expect(bed.resultOf('update')).toMatchObject({ request: { version: '2.0.0' }, outcome: 'done' });
+    expect(bed.commands.at(-1)).toMatch(
+      /^apt-get install -y .*--allow-downgrades .*katafract-agent=2\.0\.0$/,
+    );
+    expect(await bed.help()).toBe(0);
   });
 
   it('that does not speak is taken back, also where the helper was killed while it waited', async () => {
-    leave('update', { version: '2.0.0' });
-    meanwhile = () => {
+    bed.leave('update', { version: '2.0.0' });
+    bed.meanwhile = () => {
       throw new Error('killed');
     };
-    await help();
+    await bed.help();
     // as a kill would leave it: the request is there, the new version is installed
-    leave('update', { version: '2.0.0' });
-    await helperMemory(join(folder, 'root')).write('update', { version: '2.0.0', before: '1.0.0' });
-    meanwhile = () => leave('alive', { version: '1.0.0' });
-    await help();
-    expect(resultOf('update')).toMatchObject({ outcome: 'failed', code: 'not_alive' });
-    expect(installed).toBe('1.0.0');
+    bed.leave('update', { version: '2.0.0' });
+    await bed.memory.write('update', { version: '2.0.0', before: '1.0.0' });
+    bed.meanwhile = () => bed.leave('alive', { version: '1.0.0' });
+    await bed.help();
+    expect(bed.resultOf('update')).toMatchObject({ outcome: 'failed', code: 'not_alive' });
+    expect(bed.installed).toBe('1.0.0');
   });
 
   it('that cannot be installed leaves what was there', async () => {
-    leave('update', { version: '2.0.0' });
-    fails = (command) => command.endsWith('=2.0.0');
-    await help();
-    expect(resultOf('update')).toMatchObject({ outcome: 'failed', code: 'install_failed' });
-    expect(commands.some((command) => command.startsWith('apt-get update'))).toBe(true);
-    expect(installed).toBe('1.0.0');
+    bed.leave('update', { version: '2.0.0' });
+    bed.fails = (command) => command.endsWith('=2.0.0');
+    await bed.help();
+    expect(bed.resultOf('update')).toMatchObject({ outcome: 'failed', code: 'install_failed' });
+    expect(bed.commands.some((command) => command.startsWith('apt-get update'))).toBe(true);
+    expect(bed.installed).toBe('1.0.0');
   });
 });
 
 describe('a reboot', () => {
   const lease = 'c0ffee00-0000-4000-8000-000000000001';
-  const reboots = () => commands.filter((command) => command === 'systemctl reboot').length;
+  const reboots = () => bed.commands.filter((command) => command === 'systemctl reboot').length;
 
   it('is done once by a lease, whoever asks again', async () => {
     for (let asked = 0; asked < 3; asked++) {
-      leave('reboot', { lease, until: now + 60_000 });
-      await help();
+      bed.leave('reboot', { lease, until: bed.now + 60_000 });
+      await bed.help();
     }
     expect(reboots()).toBe(1);
-    expect(resultOf('reboot')).toMatchObject({ outcome: 'failed', code: 'lease_used' });
-    leave('reboot', { lease: 'c0ffee00-0000-4000-8000-000000000002', until: now + 59_000 });
-    await help();
+    expect(bed.resultOf('reboot')).toMatchObject({ outcome: 'failed', code: 'lease_used' });
+    bed.leave('reboot', { lease: 'c0ffee00-0000-4000-8000-000000000002', until: bed.now + 59_000 });
+    await bed.help();
     expect(reboots()).toBe(1);
   });
 
   it('is not done when its time is over, or lies too far away', async () => {
-    for (const until of [now, now + 10 * 3_600_000]) {
-      leave('reboot', { lease, until });
-      await help();
-      expect(resultOf('reboot')).toMatchObject({ outcome: 'failed', code: 'lease_over' });
+    for (const until of [bed.now, bed.now + 10 * 3_600_000]) {
+      bed.leave('reboot', { lease, until });
+      await bed.help();
+      expect(bed.resultOf('reboot')).toMatchObject({ outcome: 'failed', code: 'lease_over' });
     }
     expect(reboots()).toBe(0);
   });
@@ -141,10 +87,10 @@ describe('whatever else lies there', () => {
     ['a long text', 'reboot', `{"lease":"${'x'.repeat(5000)}"}`],
     ['a window that is none', 'updates', { fromMinute: -1, minutes: 60 }],
   ])('%s is refused', async (_, name, content) => {
-    leave(name, content);
-    await help();
-    expect(commands).toEqual([]);
-    expect(resultOf(name)).toMatchObject({ outcome: 'failed', code: 'request_refused' });
+    bed.leave(name, content);
+    await bed.help();
+    expect(bed.commands).toEqual([]);
+    expect(bed.resultOf(name)).toMatchObject({ outcome: 'failed', code: 'request_refused' });
   });
 
   it.each([
@@ -152,29 +98,29 @@ describe('whatever else lies there', () => {
     ['a second name', (to: string, at: string) => linkSync(to, at)],
     ['a pipe', (_: string, at: string) => void spawnSync('mkfifo', [at])],
   ])('%s is not read', async (_, make) => {
-    const real = join(folder, 'real');
+    const real = join(bed.folder, 'real');
     writeFileSync(real, JSON.stringify({ version: '2.0.0' }));
-    make(real, join(state, 'requests', 'update'));
-    await help();
-    expect(commands).toEqual([]);
-    expect(resultOf('update')).toMatchObject({ outcome: 'failed', code: 'request_refused' });
+    make(real, join(bed.state, 'requests', 'update'));
+    await bed.help();
+    expect(bed.commands).toEqual([]);
+    expect(bed.resultOf('update')).toMatchObject({ outcome: 'failed', code: 'request_refused' });
     expect(readFileSync(real, 'utf8')).toContain('2.0.0');
   });
 
   it('a folder of requests that is a link is none', async () => {
-    rmSync(join(state, 'requests'), { recursive: true });
-    symlinkSync(folder, join(state, 'requests'));
-    await expect(help()).rejects.toMatchObject({ code: 'request_refused' });
+    rmSync(join(bed.state, 'requests'), { recursive: true });
+    symlinkSync(bed.folder, join(bed.state, 'requests'));
+    await expect(bed.help()).rejects.toMatchObject({ code: 'request_refused' });
   });
 });
 
 describe('the window for updates', () => {
   it('is configured so that apt and systemd understand it', async () => {
-    leave('updates', { fromMinute: 1425, minutes: 60 });
-    await help();
-    const root = join(folder, 'root');
+    bed.leave('updates', { fromMinute: 1425, minutes: 60 });
+    await bed.help();
+    const root = bed.root;
     const file = (path: string) => readFileSync(join(root, path), 'utf8');
-    expect(commands).toEqual([
+    expect(bed.commands).toEqual([
       'systemctl daemon-reload',
       'systemctl restart apt-daily.timer apt-daily-upgrade.timer',
     ]);
@@ -253,9 +199,9 @@ describe("the agent's plan", () => {
   });
 
   it('over real files comes to rest', async () => {
-    const machine = { boot: join(folder, 'boot'), rebootRequired: join(folder, 'required') };
+    const machine = { boot: join(bed.folder, 'boot'), rebootRequired: join(bed.folder, 'required') };
     writeFileSync(machine.boot, 'boot-1\n');
-    const port = upkeepFiles(state, machine);
+    const port = upkeepFiles(bed.state, machine);
     const wanted = { agentVersion: '2.0.0', reboot, updates: { fromMinute: 60, minutes: 60 } };
     const plan = async () =>
       planUpkeep(wish(wanted), { ...(await port.look()), version: '1.0.0', connected: true, now: 0 });
@@ -269,7 +215,7 @@ describe("the agent's plan", () => {
     ]);
     for (const action of actions) await port.act(action);
     expect(await plan()).toEqual([]);
-    leave('update', 'rotten');
+    bed.leave('update', 'rotten');
     expect(await plan()).toHaveLength(1);
   });
 });
