@@ -15,10 +15,7 @@ interface Row {
 }
 
 function page(): string {
-  const contexts = FAMILIES.flatMap((family) => {
-    const own = Bed.context(family);
-    return [own, { ...own, uplink: null }];
-  });
+  const contexts = FAMILIES.flatMap((family) => Bed.contexts(family));
   const part = (title: string, rows: readonly (Row & { lines: readonly string[] })[]) => [
     `## ${title}`,
     ...rows.map(({ id, family, attack, why, lines }) => {

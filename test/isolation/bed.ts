@@ -207,6 +207,8 @@ export class Bed {
           address: GATEWAY[family],
           reply: 'haven',
         });
+        if (transport === 'tcp')
+          await open(`own ssh ${of}`, this.exit, { transport, port: 22, address: any });
         await open(`own service ${of}`, this.exit, { transport, port: 7100, address: any, reply: 'secret' });
       }
     }
@@ -249,6 +251,12 @@ export class Bed {
       ...ruleContext(family, CONFIG, UPLINKS, CHOICES, OPEN_GATES),
       listenPorts: Object.values(PORTS),
     };
+  }
+
+  /** Such that each rule of the table is there in one of them. */
+  static contexts(family: Family): readonly RuleContext[] {
+    const own = Bed.context(family);
+    return [own, { ...own, uplink: null }, { ...own, sshPort: 22 }];
   }
 
   /** Makes the exit enforce exactly this table, on a kernel that is careless otherwise. */

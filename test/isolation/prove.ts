@@ -68,8 +68,7 @@ export function prove(family: Family): void {
   });
 
   describe(`IPv${family}, a promise breaks without`, () => {
-    const own = Bed.context(family);
-    const all = mutations(TABLE, family, [own, { ...own, uplink: null }], Bed.settingContext);
+    const all = mutations(TABLE, family, Bed.contexts(family), Bed.settingContext);
     for (const { row, what, table } of all) {
       const proofs = scenariosOf(family).filter(({ proves }) => proves.includes(row));
       const why = NEVER_REACHED[what];

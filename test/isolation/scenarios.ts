@@ -256,6 +256,21 @@ export const SCENARIOS: readonly Scenario[] = [
     },
   },
   {
+    id: 'SSH is answered to the mesh alone, where that is wanted',
+    proves: ['ssh-from-mesh'],
+    given: { foreign: FOREIGN_ACCEPT, context: { sshPort: 22 } },
+    holds: async (bed, family) => {
+      const login = (from: Host, to: Address) => from.probe(to[family], 22, 400);
+      const [outside, inside, itself] = [
+        await login(bed.inet, bed.public),
+        await login(bed.artemis, bed.mesh),
+        await login(bed.exit, bed.public),
+      ];
+      // the mesh is IPv4
+      return outside !== 'open' && (inside === 'open') === (family === 4) && itself === 'open';
+    },
+  },
+  {
     id: 'nothing but the uplink is reached, whoever accepts everything',
     proves: ['beside-the-uplink'],
     given: { foreign: FOREIGN_ACCEPT },
