@@ -12,13 +12,16 @@ import { Scan } from './isolation/scan.ts';
 import { expectOk } from './lab/controller.ts';
 import { type Device, makeKeys } from './lab/device.ts';
 import type { Exit } from './lab/exit.ts';
+import type { Host } from './lab/host.ts';
 import { Network } from './lab/lab.ts';
 import { INTERNET } from './lab/network.ts';
 import { waitFor } from './lab/wait.ts';
+import { removeAdguard, unpackAdguard } from './machine/adguard.ts';
 import type { Container } from './machine/container.ts';
 import { ServiceController } from './machine/service-controller.ts';
 import { buildPackages, type Packages, system } from './machine/systems.ts';
 
+const GATEWAY6 = 'fd4b:6174:6166::1';
 const VERSIONS = ['0.1.0', '0.2.0'] as const;
 
 /** Whether this kernel lets us have containers at all. */
@@ -77,6 +80,15 @@ describe.skipIf(forbidden.status !== 0)('a machine', () => {
   /** Peers by the kernel, as any operator would look. */
   const peers = async () =>
     (await machine.run('wg', ['show', 'wg0', 'peers'])).stdout.trim().split('\n').filter(Boolean);
+
+  /** What a host is told that a name is; null where it gets no answer. */
+  async function resolve(name: string, server = '10.64.0.1', from: Host = device): Promise<string | null> {
+    const script = `const r = new (require('node:dns/promises').Resolver)({ timeout: 500, tries: 1 }); r.setServers([process.argv[2]]);
+      r.resolve4(process.argv[1]).then(([a]) => console.log(a), () => process.exit(1))`;
+    const at = server.includes(':') ? `[${server}]` : server;
+    const { code, stdout } = await from.run(process.execPath, ['-e', script, name, at]);
+    return code === 0 ? stdout.trim() : null;
+  }
 
   /** Does something while a device pings through the tunnel; no ping may be lost. */
   async function undisturbed(what: () => Promise<unknown>): Promise<void> {
@@ -164,6 +176,179 @@ describe.skipIf(forbidden.status !== 0)('a machine', () => {
     expect(await device.httpGet(`http://[${INTERNET.ipv6}]/`)).toBe(exit.publicAddress6);
   });
 
+  describe('Haven', () => {
+    const haven = {
+      upstreams: ['https://dns.example/dns-query', 'tls://dns.example'],
+      bootstrap: ['192.0.2.53'],
+      rules: ['||ads.example^'],
+    };
+    const region = (change: object) => controller.operate('PATCH', '/v1/admin/regions/fra', change);
+    const verified = async () =>
+      JSON.parse((await machine.run('katafract-agent', ['verify', '--json'])).stdout) as {
+        id: string;
+        holds: boolean;
+        expected: string;
+        found?: string;
+      }[];
+    const failing = async () =>
+      (await verified())
+        .filter(({ holds }) => !holds)
+        .map(({ expected, found }) => (found === undefined ? expected : `${expected}: ${found}`));
+    const CONFIG = '/var/lib/katafract-haven/AdGuardHome.yaml';
+
+    test('is not wanted, and nothing of it runs', async () => {
+      expect(await resolve('example.com')).toBeNull();
+      expect(await property('katafract-haven', 'ActiveState')).toBe('inactive');
+    });
+
+    test('is wanted where there is no AdGuard Home: that is told', async () => {
+      await region({ haven });
+      await waitFor('the helper to say so', async () =>
+        (await failing()).includes('the DNS filter is set up: haven_missing'),
+      );
+      await waitFor(
+        'the controller to know',
+        async () => (await controller.node('fra-1'))?.health?.dns === 'failed',
+      );
+    });
+
+    test('answers clients, whomever they ask, and nobody else', async () => {
+      await unpackAdguard(machine);
+      // it would be tried again in a minute; another wish is tried at once
+      await region({ haven: { ...haven, queriesPerSecond: 200 } });
+      await waitFor('the filter', async () => (await resolve('example.com')) !== null);
+      expect(await resolve('example.com')).toBe('198.51.100.80');
+      expect(await resolve('example.com', GATEWAY6)).toBe('198.51.100.80');
+      expect(await resolve('example.com', INTERNET.ipv4)).toBe('198.51.100.80');
+      expect(await resolve('ads.example')).toBe('0.0.0.0');
+      for (const address of [exit.publicAddress4, exit.publicAddress6]) {
+        expect(await resolve('example.com', address, network.inet)).toBeNull();
+        expect(await network.inet.probe(address, 53)).not.toBe('open');
+        expect(await network.inet.probe(address, 3053)).not.toBe('open');
+      }
+      for (const address of ['10.64.0.1', exit.publicAddress4, exit.meshAddress]) {
+        expect(await device.probe(address, 3053)).not.toBe('open');
+      }
+      await waitFor('all of it to hold', async () => (await failing()).length === 0);
+      expect((await verified()).filter(({ id }) => id === 'haven').length).toBeGreaterThan(8);
+      await waitFor(
+        'the controller to know',
+        async () => (await controller.node('fra-1'))?.health?.dns === 'ok',
+      );
+    });
+
+    test('runs as nobody in particular, and may bind low ports', async () => {
+      const status = await machine.exec('cat', [
+        `/proc/${await property('katafract-haven', 'MainPID')}/status`,
+      ]);
+      const bind = (1n << 10n).toString(16).padStart(16, '0');
+      for (const set of ['CapPrm', 'CapEff', 'CapBnd', 'CapAmb'])
+        expect(status).toMatch(new RegExp(`^${set}:\\s*${bind}$`, 'm'));
+      expect(status).toMatch(/^NoNewPrivs:\s*1$/m);
+      expect(await machine.exec('stat', ['-c', '%U %a', CONFIG])).toBe('katafract-haven 600\n');
+    });
+
+    test('that somebody makes keep a log is closed until it keeps none, and the log is gone', async () => {
+      await machine.exec('systemctl', ['stop', 'katafract-helper.path']);
+      const from = await machine.exec('date', ['+%s']);
+      const secret = JSON.parse(await machine.exec('cat', ['/var/lib/katafract-agent/haven.json'])) as {
+        password: string;
+      };
+      await machine.exec(
+        '/usr/lib/katafract-agent/node',
+        [
+          '-e',
+          `fetch('http://127.0.0.1:3053/control/querylog/config/update', { method: 'PUT', headers: { 'content-type': 'application/json', authorization: 'Basic ' + btoa('katafract:' + process.env.PASSWORD) },
+            body: JSON.stringify({ enabled: true, interval: 86400000, anonymize_client_ip: false, ignored: [] }) }).then((r) => process.exit(r.ok ? 0 : 1))`,
+        ],
+        { env: { PASSWORD: secret.password } },
+      );
+      await resolve('canary.example');
+      await waitFor('the agent to see it', async () =>
+        (
+          await machine.exec('journalctl', [
+            '-u',
+            'katafract-agent',
+            '-o',
+            'cat',
+            '--since',
+            `@${from.trim()}`,
+          ])
+        ).includes('"state":"unsafe"'),
+      );
+      await waitFor('it to answer again', async () => (await resolve('example.com')) !== null);
+      const found = await machine.run('grep', [
+        '-rl',
+        'canary.example',
+        '/var',
+        '/run',
+        '/etc',
+        '/tmp',
+        '/opt',
+      ]);
+      expect(found.stdout).toBe('');
+      await machine.exec('systemctl', ['start', 'katafract-helper.path']);
+    });
+
+    test('whose file somebody changes is as it should be at once', async () => {
+      await machine.exec('sh', ['-c', `sed -i 's/ratelimit: 200/ratelimit: 0/' ${CONFIG}`]);
+      await waitFor('the helper', async () =>
+        (await machine.exec('cat', [CONFIG])).includes('ratelimit: 200'),
+      );
+      await waitFor('it to answer again', async () => (await resolve('example.com')) !== null);
+    });
+
+    test('that answers the internet is closed to clients, and told', async () => {
+      // or it would be put right before anybody sees it
+      await machine.exec('systemctl', ['mask', '--runtime', '--now', 'katafract-helper.service']);
+      await machine.exec('sh', [
+        '-c',
+        // it writes its file when it stops
+        `systemctl stop katafract-haven; sed -i 's/- 10.64.0.1$/- 0.0.0.0/' ${CONFIG} && systemctl start katafract-haven`,
+      ]);
+      await waitFor('clients to get no answer', async () => (await resolve('example.com')) === null);
+      await waitFor('it to be told', async () => (await failing()).includes('DNS filter: exposed'));
+      const { code } = await machine.run('katafract-agent', ['verify']);
+      expect(code).toBe(3);
+      await waitFor(
+        'the controller to know',
+        async () => (await controller.node('fra-1'))?.health?.dns === 'failed',
+      );
+      await machine.exec('systemctl', ['unmask', '--runtime', 'katafract-helper.service']);
+      await machine.exec('systemctl', ['restart', 'katafract-helper.path', 'katafract-helper.service']);
+      await waitFor('it to answer again', async () => (await resolve('example.com')) !== null);
+      await waitFor('all of it to hold', async () => (await failing()).length === 0);
+    });
+
+    test('restricts SSH to the mesh, once nobody is locked out by that', async () => {
+      const login = (from: Host, address: string) => from.probe(address, 22);
+      expect(await login(network.inet, exit.publicAddress4)).toBe('open');
+      await region({ sshFromMesh: true });
+      await waitFor('the helper to say so', async () =>
+        (await failing()).includes('SSH is for the mesh alone: lockout_no_key'),
+      );
+      expect(await login(network.inet, exit.publicAddress4)).toBe('open');
+      await machine.exec('sh', [
+        '-c',
+        'install -d -m 700 /root/.ssh && echo "ssh-ed25519 AAAA operator" >/root/.ssh/authorized_keys',
+      ]);
+      await region({ sshFromMesh: false });
+      await waitFor('all of it to hold', async () => (await failing()).length === 0);
+      await region({ sshFromMesh: true });
+      await waitFor(
+        'nobody from outside to be answered',
+        async () => (await login(network.inet, exit.publicAddress4)) !== 'open',
+      );
+      expect(await login(network.artemis, exit.meshAddress)).toBe('open');
+      const effective = (address: string) =>
+        machine.exec('sshd', ['-T', '-C', `user=root,host=x,addr=${address}`]);
+      expect(await effective('203.0.113.9')).toMatch(/^permitrootlogin no$/m);
+      expect(await effective('100.64.0.1')).toMatch(/^permitrootlogin (?:without|prohibit)-password$/m);
+      expect(await effective('203.0.113.9')).toMatch(/^passwordauthentication no$/m);
+      await waitFor('all of it to hold', async () => (await failing()).length === 0);
+    });
+  });
+
   describe('tunnels do not notice', () => {
     test('that the agent is killed', () =>
       undisturbed(async () => {
@@ -235,6 +420,8 @@ describe.skipIf(forbidden.status !== 0)('a machine', () => {
     await exit.reboot();
     await machine.boot();
     await waitFor('the tunnel', () => device.ping(INTERNET.ipv4, { timeoutMs: 500 }));
+    await waitFor('its DNS', async () => (await resolve('example.com')) !== null);
+    expect(await network.inet.probe(exit.publicAddress4, 22)).not.toBe('open');
     expect((await peers()).sort()).toEqual(held);
     expect((await scan.stop()).arrived).toEqual({});
     expect(await machine.exec('katafract-agent', ['verify'])).toMatch(/all \d+ hold/);
@@ -247,6 +434,8 @@ describe.skipIf(forbidden.status !== 0)('a machine', () => {
     await undisturbed(async () => {
       await machine.exec('dpkg', ['--remove', 'katafract-agent']);
       expect(await active()).not.toBe('active');
+      expect(await resolve('example.com')).not.toBeNull();
+      await removeAdguard(machine);
       await machine.exec('dpkg', ['--purge', 'katafract-agent']);
     });
     expect(await exit.firewall()).toBe(rules);

@@ -35,7 +35,7 @@ import { observeHost } from './observe/host.ts';
 import { CONNECTIONS_PER_CLIENT, type HostChoices } from './plan/context.ts';
 import type { HostWish } from './plan/host.ts';
 import { TABLE } from './plan/table.ts';
-import { verifyHaven, verifyHost, verifyText } from './plan/verify.ts';
+import { verifyHaven, verifyHost, verifyRequests, verifyText } from './plan/verify.ts';
 import type { HavenPort, Log, Uplink } from './ports.ts';
 import { sshGuarded } from './upkeep/plan.ts';
 import { VERSION } from './version.ts';
@@ -217,7 +217,7 @@ async function beside(options: HostOptions) {
     sshFromMesh: sshGuarded(config.sshFromMesh !== undefined, requests),
   };
   const wish = { config, choices, gates, table: TABLE };
-  return { node: identity.node.node, tunnel, own, lookAtHost, held, wish, filter };
+  return { node: identity.node.node, tunnel, own, lookAtHost, held, wish, filter, requests };
 }
 
 async function look(options: HostOptions) {
@@ -227,9 +227,10 @@ async function look(options: HostOptions) {
 }
 
 async function verify(options: HostOptions & { json?: boolean }): Promise<void> {
-  const { lookAtHost, wish, filter } = await beside(options);
+  const { lookAtHost, wish, filter, requests } = await beside(options);
   const findings = [
     ...verifyHost(options.interface, wish, await lookAtHost(wish)),
+    ...verifyRequests(wish.config, requests),
     ...verifyHaven(wish.config, filter),
   ];
   console.log(options.json ? JSON.stringify(findings, null, 2) : verifyText(findings));

@@ -5,6 +5,7 @@
 
 import type { NodeConfig } from '@katafract/shared/desired';
 import type { Family, HavenView } from '../ports.ts';
+import type { UpkeepFacts } from '../upkeep/plan.ts';
 import { FAMILIES, type RuleContext, ruleContext } from './context.ts';
 import { chainOf, jumpsRight, parseSaved, type SavedTable, wantedRules } from './firewall.ts';
 import { type HostObservation, type HostWish, settingContext } from './host.ts';
@@ -54,6 +55,21 @@ export function verifyHaven({ haven }: NodeConfig, seen: HavenView | null): Find
     expected: `DNS filter: ${id}`,
     attack,
   }));
+}
+
+/** What the root helper has done of what it was asked for: the filter's file and service, and the restriction of SSH. */
+export function verifyRequests(config: NodeConfig, requests: UpkeepFacts['requests']): Finding[] {
+  const wanted = [
+    config.haven && (['haven', 'the DNS filter is set up', 'none: clients get no names'] as const),
+    config.sshFromMesh &&
+      (['ssh', 'SSH is for the mesh alone', 'anybody on the internet tries keys and passwords'] as const),
+  ].filter((each) => each !== undefined);
+  return wanted.map(([name, expected, attack]) => {
+    const { pending, result } = requests[name];
+    const found = pending !== null ? 'not taken up yet' : (result?.code ?? 'never asked for');
+    const holds = pending === null && result?.outcome === 'done';
+    return { id: 'helper', family: null, holds, expected, ...(holds ? {} : { found }), attack };
+  });
 }
 
 function verifyFirewall(saved: string, context: RuleContext, table: Table): Finding[] {
