@@ -159,6 +159,12 @@ describe.skipIf(forbidden.status !== 0)('a machine', () => {
     }
   });
 
+  test('the agent hears of changes that others make', async () => {
+    const children = async () => machine.exec('ps', ['-o', 'args=', '--ppid', await agentPid()]);
+    for (const source of ['xtables-monitor --event', 'ip monitor'])
+      await waitFor(source, async () => (await children()).includes(source));
+  });
+
   test('devices are served', async () => {
     const sigil = await controller.mintSigil();
     for (const each of [device, scanner]) {
