@@ -4,8 +4,9 @@
  * pings all come back and one that scans and reaches nothing.
  */
 import { spawnSync } from 'node:child_process';
-import { copyFileSync, mkdirSync } from 'node:fs';
+import { copyFileSync, mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { Peer } from '@katafract/shared/api';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { Scan } from './isolation/scan.ts';
@@ -22,6 +23,7 @@ import { ServiceController } from './machine/service-controller.ts';
 import { buildPackages, type Packages, system } from './machine/systems.ts';
 
 const GATEWAY6 = 'fd4b:6174:6166::1';
+const WIRETAP = fileURLToPath(new URL('machine/wiretap.py', import.meta.url));
 const VERSIONS = ['0.1.0', '0.2.0'] as const;
 
 /** Whether this kernel lets us have containers at all. */
@@ -38,6 +40,7 @@ let machine: Container;
 let device: Device;
 let scanner: Device;
 let peer: Peer;
+let deviceKey: string;
 
 describe.skipIf(forbidden.status !== 0)('a machine', () => {
   beforeAll(async () => {
@@ -124,6 +127,8 @@ describe.skipIf(forbidden.status !== 0)('a machine', () => {
     const token = await controller.joinToken('fra-1', exit.endpoint);
     const env = { KATAFRACT_JOIN_TOKEN: token };
     await machine.exec('katafract-agent', ['enroll', '--controller', controller.meshUrl], { env });
+    const settings = `KATAFRACT_METRICS_LISTEN=${exit.meshAddress}:9105`;
+    await machine.exec('sh', ['-c', `echo ${settings} >>/etc/default/katafract-agent`]);
     await machine.exec('systemctl', ['start', 'katafract-agent']);
     expect(await active()).toBe('active');
     await waitFor('the node', async () => (await controller.node('fra-1'))?.connected === true);
@@ -176,7 +181,7 @@ describe.skipIf(forbidden.status !== 0)('a machine', () => {
       const made = Peer.parse(expectOk(answer, 'POST /v1/peers'));
       await each.up(made.config, keys.privateKey);
       await each.handshake();
-      if (each === device) peer = made;
+      if (each === device) [peer, deviceKey] = [made, keys.privateKey];
     }
     expect(await device.httpGet(`http://${INTERNET.ipv4}/`)).toBe(exit.publicAddress4);
     expect(await device.httpGet(`http://[${INTERNET.ipv6}]/`)).toBe(exit.publicAddress6);
@@ -353,6 +358,90 @@ describe.skipIf(forbidden.status !== 0)('a machine', () => {
       expect(await effective('203.0.113.9')).toMatch(/^passwordauthentication no$/m);
       await waitFor('all of it to hold', async () => (await failing()).length === 0);
     });
+  });
+
+  test('privacy: of what a client does, and from where, nothing stands anywhere afterwards', async () => {
+    const said = join(network.folder, 'mesh.packets');
+    const tap = exit.start('wiretap', 'python3', [WIRETAP, 'mesh0', said]);
+    await tap.waitFor(/ready/);
+    const since = Number(await machine.exec('date', ['+%s']));
+    const word = `canary${Math.random().toString(36).slice(2)}`;
+    const visited = '198.51.100.177';
+    // what is answered, what is refused, and what is nonsense
+    await device.httpGet(`http://${INTERNET.ipv4}/${word}`);
+    await device.httpGet(`http://${word}@[${INTERNET.ipv6}]/`);
+    await resolve(`${word}.example`);
+    await resolve(`${word}.example`, INTERNET.ipv4);
+    await device.probe(visited, 443, 300);
+    await device.probe(visited, 25, 300);
+    await device.probe(visited, 853, 300);
+    await device.udp('100.64.0.1', 4242, { payload: word });
+    for (const port of [53, 3053, 9105]) await device.udp('10.64.0.1', port, { payload: word });
+    await device.down();
+    await device.up(peer.config, deviceKey);
+    await device.handshake();
+    const log = (unit: string) =>
+      machine.exec('journalctl', ['-u', unit, '-o', 'cat', '--since', `@${since}`]);
+    // it falls over in the middle of it
+    await machine.exec('systemctl', ['kill', '--signal', 'ABRT', 'katafract-agent']);
+    await waitFor('another agent', async () =>
+      (await log('katafract-agent')).includes('the host is as it was held'),
+    );
+    await waitFor('its heartbeat', async () => {
+      const { lastSeenAt, connected } = (await controller.node('fra-1')) ?? {};
+      return connected === true && Date.parse(lastSeenAt ?? '') > (since + 2) * 1000;
+    });
+    await tap.stop('SIGTERM');
+
+    const outside = [device.address4, device.address6];
+    const secrets = [word, visited, ...outside];
+    const clean = async (what: string, text: string) => {
+      for (const secret of secrets) expect(text.includes(secret), `${secret} in ${what}`).toBe(false);
+    };
+    for (const on of [machine, controller.machine]) {
+      const folders = ['/var', '/run', '/etc', '/tmp', '/root', '/opt', '/srv', '/home', '/dev/shm'];
+      const words = secrets.flatMap((secret) => ['-e', secret]);
+      expect((await on.run('grep', ['-rlaF', ...words, ...folders])).stdout).toBe('');
+      await clean('the journal', await on.exec('journalctl', ['-o', 'export', '--no-pager']));
+      await clean('the kernel’s log', (await on.run('dmesg')).stdout);
+      expect(
+        (
+          await on.exec('find', ['/', '-xdev', '-name', 'core*', '-size', '+1M', '-not', '-path', '/usr/*'])
+        ).trim(),
+      ).toBe('');
+    }
+    // as bytes, too, where ours write
+    const bytes = device.address4
+      .split('.')
+      .map((octet) => `\\x${Number(octet).toString(16).padStart(2, '0')}`);
+    const ours = [
+      '/var/lib/katafract-agent',
+      '/var/lib/katafract-helper',
+      '/var/lib/katafract-haven',
+      '/var/log',
+      '/run/wireguard',
+    ];
+    expect((await machine.run('grep', ['-rlaP', bytes.join(''), ...ours])).stdout).toBe('');
+    await clean('its sockets', await exit.exec('ss', ['-Hanpe']));
+    // what is translated must be remembered while it lasts; from where the client came is not
+    const tracked =
+      (await exit.exec('conntrack', ['-L'])) + (await exit.exec('conntrack', ['-L', '-f', 'ipv6']));
+    for (const address of outside) expect(tracked).not.toContain(`=${address} `);
+    const packets = readFileSync(said).toString('latin1');
+    expect(packets).toContain('"peersRecent"');
+    await clean('its messages', packets);
+    await clean('what operators see', JSON.stringify(await controller.operate('GET', '/v1/admin/nodes')));
+    await clean('its metrics', await exit.metrics());
+    await clean('the metrics of the controller', await (await fetch(`${controller.api}/metrics`)).text());
+    // the same traps do catch what is there
+    await machine.exec('sh', ['-c', `echo ${word} >/var/lib/katafract-agent/found && logger ${word}`]);
+    expect((await machine.run('grep', ['-rlaF', word, '/var/lib'])).stdout.trim()).toBe(
+      '/var/lib/katafract-agent/found',
+    );
+    await waitFor('the journal', async () =>
+      (await machine.exec('journalctl', ['-o', 'export'])).includes(word),
+    );
+    await machine.exec('rm', ['/var/lib/katafract-agent/found']);
   });
 
   describe('tunnels do not notice', () => {

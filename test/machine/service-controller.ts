@@ -11,6 +11,7 @@ export interface NodeView {
   readonly id: string;
   readonly connected: boolean;
   readonly agentVersion: string | null;
+  readonly lastSeenAt: string | null;
   readonly health: { readonly dns: string } | null;
 }
 
