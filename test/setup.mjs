@@ -6,7 +6,7 @@
  *   node test/setup.mjs --packages   npm packages and bundles only: all that a controller needs
  *   node test/setup.mjs --demo       and what the lab needs: WireGuard, iptables, iproute2 …
  *   node test/setup.mjs --test       and the real brokers and caches that the tests start
- *   node test/setup.mjs --bench      and the OpenSSH that the bench compares itself with
+ *   node test/setup.mjs --bench      and what the bench measures and compares itself with: iperf3, OpenSSH
  */
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -46,6 +46,8 @@ const SSH = [
   ['sshd', 'openssh-server'],
   ['ssh', 'openssh-client'],
 ];
+/** Measures what a tunnel carries. */
+const TRAFFIC = [['iperf3', 'iperf3']];
 /** Makes the certificates that stand in for Apple's. */
 const PKI = [['openssl', 'openssl']];
 /** Boots real machines in containers, and builds what is installed there. */
@@ -62,6 +64,7 @@ const UNITS = {
   mosquitto: ['mosquitto.service'],
   'redis-server': ['redis-server.service'],
   'openssh-server': ['ssh.service', 'ssh.socket'],
+  iperf3: ['iperf3.service'],
 };
 
 const started = Date.now();
@@ -227,7 +230,7 @@ const SETS = {
   '--packages': [],
   '--demo': [...LAB, ...PKI],
   '--test': [...LAB, ...DAEMONS, ...PKI, ...PYTHON, ...MACHINES],
-  '--bench': [...LAB, ...SSH, ...PKI],
+  '--bench': [...LAB, ...SSH, ...PKI, ...PYTHON, ...TRAFFIC],
 };
 const wanted = process.argv.slice(2);
 const unknown = wanted.filter((flag) => !(flag in SETS));

@@ -9,6 +9,7 @@
  *   (g) payment to Sigil, lapse to peer gone from the kernel            (h) verified requests, against unverified
  *   (i) death of an exit to its device on another                       (j) thousands of agents on one controller
  *   (k) 10,000 nodes and 1,000,000 peers in virtual time                 (l) a drain of 5,000 peers under pings
+ *   (m) a client through all rules of an exit, against a bare tunnel
  */
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -23,6 +24,7 @@ import { Fleet, type FleetOptions, profiling } from './bed.ts';
 import { measureBilling } from './billing.ts';
 import { measureBytes } from './bytes.ts';
 import { DRAIN_FLEET, measureDrain } from './drain.ts';
+import { measureEdge } from './edge.ts';
 import { measureFailover } from './failover.ts';
 import { measureFootprint } from './footprint.ts';
 import { describeMachine, type Machine } from './machine.ts';
@@ -42,7 +44,7 @@ const USAGE = `npm run bench -- [--only a,b,…] [--quick] [--profile]
 `;
 /** Those of one fleet with an exit for each size. */
 const SIZED = ['a', 'b', 'd', 'e', 'f'];
-const ALL = [...SIZED, 'c', 'g', 'h', 'i', 'j', 'k', 'l'];
+const ALL = [...SIZED, 'c', 'g', 'h', 'i', 'j', 'k', 'l', 'm'];
 /** An exit for each size, in a region of its own, so that a caller chooses the exit by the region. */
 const SIZES = [
   { exit: 'exit-0', region: 'r0', peers: 0 },
@@ -63,6 +65,7 @@ const FULL = {
   deaths: 40,
   agents: { counts: [1000, 5000], seconds: 60 },
   drained: 5000,
+  edge: { rounds: 10, seconds: 4 },
   simulated: [
     { nodes: 1000, peers: 100_000, seconds: 75 },
     { nodes: 3000, peers: 300_000, seconds: 60 },
@@ -81,6 +84,7 @@ const QUICK: typeof FULL = {
   deaths: 4,
   agents: { counts: [1000], seconds: 20 },
   drained: 1000,
+  edge: { rounds: 2, seconds: 2 },
   simulated: [{ nodes: 1000, peers: 50_000, seconds: 60 }],
 };
 
@@ -223,6 +227,7 @@ async function main(): Promise<void> {
         measureDrain(fleet, report, options.how.drained),
       );
     }
+    if (only.has('m')) await measureEdge(report, options.how.edge);
     if (only.has('k')) await measureSimulation(report, options.how.simulated);
     if (only.has('h')) await measureVerified(postgres, report, options.how.verified);
     console.log(`written to ${report.finish(FOLDER)}`);
