@@ -2,7 +2,8 @@
  * The boundaries of the code base, each with its reason. `node test/boundaries.mjs` holds the tree against them (and
  * makes sure that the whole tree was read). Unit tests beside the source may reach further than the source they test.
  */
-const TEST = '\\.test\\.tsx?$';
+/** Tests, and the beds that they stand on. */
+const TEST = '\\.test\\.tsx?$|/testing/';
 /** Node modules that touch the world: files, sockets, processes. */
 const NODE_IO =
   '^(?:node:)?(?:fs|fs/promises|net|dgram|tls|http|https|http2|child_process|cluster|worker_threads|os|dns|dns/promises|readline|readline/promises|process|inspector)$';

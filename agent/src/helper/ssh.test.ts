@@ -1,6 +1,4 @@
-/** SSH for the mesh alone, and who is saved from locking himself out. */
-import { spawnSync } from 'node:child_process';
-import { join } from 'node:path';
+/** SSH for the mesh alone, and who is saved from locking himself out. What sshd makes of it: test/boot.test.ts. */
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { HelperBed } from '../testing/helper-bed.ts';
 import { DROP_IN } from './ssh.ts';
@@ -46,24 +44,6 @@ describe('the restriction', () => {
     expect(bed.commands.at(-1)).toBe('systemctl reload ssh.service');
   });
 
-  it('is as sshd understands it: root by key from the mesh, and not at all from elsewhere', async () => {
-    await ask(true);
-    const path = join(bed.root, DROP_IN);
-    const about = (address: string) =>
-      spawnSync('sshd', ['-T', '-f', path, '-h', hostKey(), '-C', `user=root,host=x,addr=${address}`], {
-        encoding: 'utf8',
-        env: { ...process.env, PATH: `${process.env.PATH}:/usr/sbin` },
-      });
-    const inside = about('100.64.0.9');
-    if (inside.error) return; // no sshd here: the booted machine's says it (test/boot.test.ts)
-    expect(inside.stdout).toMatch(/^permitrootlogin (?:without-password|prohibit-password)$/m);
-    expect(about('203.0.113.9').stdout).toMatch(/^permitrootlogin no$/m);
-    for (const { stdout } of [inside, about('203.0.113.9')]) {
-      expect(stdout).toMatch(/^passwordauthentication no$/m);
-      expect(stdout).toMatch(/^kbdinteractiveauthentication no$/m);
-    }
-  });
-
   it('is as it was before where sshd does not take it', async () => {
     bed.fails = (command) => command === 'sshd -t';
     expect(await ask(true)).toBe('sshd_refused');
@@ -71,12 +51,6 @@ describe('the restriction', () => {
     expect(bed.commands).not.toContain('systemctl reload ssh.service');
   });
 });
-
-function hostKey(): string {
-  const path = join(bed.folder, 'host-key');
-  spawnSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', path]);
-  return path;
-}
 
 describe('nobody locks himself out', () => {
   it.each([
