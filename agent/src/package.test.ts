@@ -40,6 +40,7 @@ test('holds what it should, as root and with the right modes', () => {
   expect(files.map(([mode, owner, , , , name]) => `${mode} ${owner} ${name}`).sort()).toEqual([
     '-rw-r--r-- root/root ./etc/default/katafract-agent',
     '-rw-r--r-- root/root ./lib/systemd/system/katafract-agent.service',
+    '-rw-r--r-- root/root ./lib/systemd/system/katafract-haven.service',
     '-rw-r--r-- root/root ./lib/systemd/system/katafract-helper.path',
     '-rw-r--r-- root/root ./lib/systemd/system/katafract-helper.service',
     '-rw-r--r-- root/root ./lib/systemd/system/katafract-tunnel@.service',
