@@ -2,7 +2,9 @@
 
 create table address_pool (
   id integer not null,
-  next_index integer not null,
+  sequential_until integer not null,
+  drawn integer not null,
+  prefix4 integer,
   constraint address_pool_pkey PRIMARY KEY (id)
 );
 
@@ -100,6 +102,7 @@ create table join_tokens (
   expires_at timestamp with time zone not null,
   used_at timestamp with time zone,
   used_by text,
+  tunnels integer not null default 1,
   constraint join_tokens_pkey PRIMARY KEY (id),
   constraint join_tokens_hash_unique UNIQUE (hash),
   constraint join_tokens_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id)
@@ -174,6 +177,7 @@ create table nodes (
   allow_shrink boolean not null default false,
   created_at timestamp with time zone not null default now(),
   retired_at timestamp with time zone,
+  tunnels integer not null default 1,
   constraint nodes_pkey PRIMARY KEY (id),
   constraint nodes_public_key_unique UNIQUE (public_key),
   constraint nodes_region_id_regions_id_fk FOREIGN KEY (region_id) REFERENCES regions(id),

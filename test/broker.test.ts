@@ -124,7 +124,7 @@ describe.each(Object.keys(settings))('%s broker', (kind) => {
     const endpoint = Endpoint.parse('192.0.2.1:51820');
     const { token } = await mintJoinToken(
       deps,
-      { region: REGION, node, endpoint, capacity: 10, expiresInSeconds: 60 },
+      { region: REGION, node, endpoint, capacity: 10, tunnels: 1, expiresInSeconds: 60 },
       { operator: 'test', idempotencyKey: undefined },
     );
     const pair = await generateKeyPair('EdDSA', { crv: 'Ed25519', extractable: true });

@@ -4,8 +4,9 @@
  */
 
 import { type Held, PeerTable } from '@katafract/agent/desired/table';
-import { wireguard } from '@katafract/agent/host/wireguard';
+import { peerTable, wireguard } from '@katafract/agent/host/wireguard';
 import { RECENT_SECONDS } from '@katafract/agent/plan/idle';
+import { tunnelOfAddress } from '@katafract/agent/plan/tunnels';
 import { Reconciler } from '@katafract/agent/reconcile';
 import { systemClock } from '@katafract/shared/clock';
 import { setDigest } from '@katafract/shared/digest';
@@ -52,7 +53,12 @@ function reconciler(clients: readonly Client[], aheadSeconds: number): Reconcile
   const ready = { ready: true, rules: 'ok', repairs: 0, failures: 0 } as const;
   const host = { inspect: async () => ({ settle: async () => ready }) };
   const clock = { ...systemClock, now: () => Date.now() + aheadSeconds * 1000 };
-  const ports = { clock, peers: wireguard(exec, 'wg0', ''), host, log: quiet };
+  const ports = {
+    clock,
+    peers: peerTable([wireguard(exec, 'wg0', '')], tunnelOfAddress(CONFIG)),
+    host,
+    log: quiet,
+  };
   return new Reconciler(
     ports,
     () => held,

@@ -64,7 +64,7 @@ async function agent() {
       clock,
       random: () => 0.5,
       log: quiet,
-      peers: { dump: async () => ({ publicKey: '', listenPort: 0 }), set: async () => undefined },
+      peers: { dump: async () => [{ publicKey: '', listenPort: 0 }], set: async () => undefined },
       host,
       disk,
       uplink: { send: nothing },

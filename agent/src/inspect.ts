@@ -30,7 +30,7 @@ export interface Inspection {
   } | null;
   readonly observes: {
     readonly tunnel: boolean;
-    readonly listenPort: number | null;
+    readonly listenPorts: readonly number[];
     readonly digest: string;
     readonly peers: number;
     readonly recent: number;
@@ -72,7 +72,7 @@ export async function inspect(
     differs: {
       peersToSet: batch.set.length,
       peersToRemove: batch.remove.length,
-      steps: planHost(identity, wish, host, seen.tunnel),
+      steps: planHost(identity, wish, host, seen.tunnels),
     },
   };
 }
@@ -84,8 +84,8 @@ function observed(
   wrong: ReadonlySet<string>,
 ): Omit<Inspection['observes'], 'dns'> {
   return {
-    tunnel: seen.tunnel !== null && host.link?.up === true,
-    listenPort: seen.tunnel?.listenPort ?? null,
+    tunnel: seen.tunnels.every((tunnel) => tunnel !== null) && [...host.links.values()].every(({ up }) => up),
+    listenPorts: seen.tunnels.flatMap((tunnel) => tunnel?.listenPort ?? []),
     ...summarize(held, seen, wrong),
     recent: seen.recent,
     uplink4: host.uplink4,
@@ -111,7 +111,7 @@ export function statusText(node: string, { holds, observes, differs }: Inspectio
     [
       'observes',
       observes.tunnel
-        ? `tunnel on port ${observes.listenPort}, ${observes.peers} peers, ${observes.recent} with a recent handshake`
+        ? `tunnel on port ${observes.listenPorts.join(', ')}, ${observes.peers} peers, ${observes.recent} with a recent handshake`
         : 'no tunnel',
     ],
     ['dns', observes.dns],

@@ -28,15 +28,16 @@ import { shellExec } from './host/shells.ts';
 import { telemetry } from './host/telemetry.ts';
 import { upkeepFiles } from './host/upkeep.ts';
 import { watchHost } from './host/watch.ts';
-import { wireguard } from './host/wireguard.ts';
+import { peerTable, wireguard } from './host/wireguard.ts';
 import { enroll, type Identity, loadIdentity, stateFiles } from './identity.ts';
 import { inOrder, inspect, planText, statusText } from './inspect.ts';
 import { observeHost } from './observe/host.ts';
 import { CONNECTIONS_PER_CLIENT, type HostChoices } from './plan/context.ts';
 import type { HostWish } from './plan/host.ts';
 import { TABLE } from './plan/table.ts';
+import { tunnelNames, tunnelOfAddress } from './plan/tunnels.ts';
 import { verifyHaven, verifyHost, verifyRequests, verifyText } from './plan/verify.ts';
-import type { HavenPort, Log, Uplink } from './ports.ts';
+import type { HavenPort, Log, TunnelPort, Uplink } from './ports.ts';
 import { sshGuarded } from './upkeep/plan.ts';
 import { VERSION } from './version.ts';
 
@@ -68,20 +69,35 @@ function parts(options: HostOptions, identity: Identity, exec: Exec, log: Log) {
       'the tunnel interface must be named wg…, at most 15 characters',
     );
   }
-  const supervised = (process.env.KATAFRACT_TUNNEL_UNITS ?? '').split(' ').includes(options.interface);
+  const supervised = (process.env.KATAFRACT_TUNNEL_UNITS ?? '').split(' ');
   const { wireguard: privateKey } = stateFiles(options.stateDir);
-  const tunnel = wireguard(exec, options.interface, privateKey, supervised);
+  const { config } = identity.node;
+  const names = tunnelNames(options.interface, config);
+  const tunnels = names.map((name) => wireguard(exec, name, privateKey, supervised.includes(name)));
   const net = network(exec);
   const rules = firewall(exec);
   const own = { interfaceName: options.interface, publicKey: identity.node.publicKey };
   const choices = hostChoices(options);
   return {
-    tunnel,
+    names,
+    peers: peerTable(tunnels, tunnelOfAddress(config)),
     own,
     choices,
     lookAtHost: (wish: HostWish) => observeHost(net, rules, options.interface, wish),
-    host: hostPort({ tunnel, network: net, firewall: rules, log }, { ...own, choices, table: TABLE }),
+    host: hostPort(
+      { tunnel: named(names, tunnels), network: net, firewall: rules, log },
+      { ...own, choices, table: TABLE },
+    ),
     disk: ledgerFiles(options.stateDir),
+  };
+}
+
+/** @throws KatafractError `interface_invalid`: the node was enrolled with fewer of them */
+function named(names: readonly string[], tunnels: readonly TunnelPort[]) {
+  return (name: string): TunnelPort => {
+    const found = tunnels[names.indexOf(name)];
+    if (found) return found;
+    throw new KatafractError('interface_invalid', `${name} is none of ${names.join(', ')}`);
   };
 }
 
@@ -118,18 +134,18 @@ function makeAgent(
   uplink: Uplink,
   filter: HavenPort,
 ): Agent {
-  const { tunnel, host, disk } = parts(options, identity, exec, log);
+  const { names, peers, host, disk } = parts(options, identity, exec, log);
   const { node, stateKey } = identity;
   return createAgent(
     {
       clock: systemClock,
       random: Math.random,
       log,
-      peers: tunnel,
+      peers,
       host,
       disk,
       uplink,
-      telemetry: telemetry(options.interface),
+      telemetry: telemetry(names),
       haven: filter,
       upkeep: upkeepFiles(options.stateDir),
     },
@@ -206,7 +222,7 @@ function signalled(): Promise<void> {
 async function beside(options: HostOptions) {
   const identity = await loadIdentity(options.stateDir);
   const quiet: Log = { info: () => undefined, warn: () => undefined, error: () => undefined };
-  const { tunnel, own, choices, lookAtHost, disk } = parts(options, identity, systemExec, quiet);
+  const { peers, own, choices, lookAtHost, disk } = parts(options, identity, systemExec, quiet);
   const held = await readHeld(disk, identity.node.node);
   const config = held?.config ?? identity.node.config;
   const filter = config.haven ? await (await havenOf(options, quiet)).look(config) : null;
@@ -217,12 +233,12 @@ async function beside(options: HostOptions) {
     sshFromMesh: sshGuarded(config.sshFromMesh !== undefined, requests),
   };
   const wish = { config, choices, gates, table: TABLE };
-  return { node: identity.node.node, tunnel, own, lookAtHost, held, wish, filter, requests };
+  return { node: identity.node.node, peers, own, lookAtHost, held, wish, filter, requests };
 }
 
 async function look(options: HostOptions) {
-  const { node, tunnel, own, lookAtHost, held, wish, filter } = await beside(options);
-  const seen = await inspect({ peers: tunnel, lookAtHost, clock: systemClock }, own, held, wish, filter);
+  const { node, peers, own, lookAtHost, held, wish, filter } = await beside(options);
+  const seen = await inspect({ peers, lookAtHost, clock: systemClock }, own, held, wish, filter);
   return { node, seen };
 }
 
@@ -259,7 +275,11 @@ function program(): Command {
       .option('--state-dir <path>', 'where the node keeps its state', stateDir);
   const onHost = (name: string, text: string) =>
     command(name, text)
-      .option('--interface <name>', 'tunnel interface', process.env.KATAFRACT_INTERFACE ?? 'wg0')
+      .option(
+        '--interface <name>',
+        'tunnel interface; further ones are numbered on from it',
+        process.env.KATAFRACT_INTERFACE ?? 'wg0',
+      )
       .option(
         '--uplink <name>',
         'interface to the internet (default: that of the default route)',

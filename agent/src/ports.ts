@@ -34,21 +34,25 @@ export interface PeerBatch {
  */
 export type PeerVisitor = (publicKey: string, allowed: string, handshake: number, known: boolean) => void;
 
-/** The tunnel interface as WireGuard sees it. */
+/** A tunnel interface as WireGuard sees it. */
 export interface Tunnel {
   readonly publicKey: string;
   readonly listenPort: number;
 }
 
+/** Every tunnel interface in the order of their ports; null for one that is not there. */
+export type Tunnels = readonly (Tunnel | null)[];
+
+/** The peers of all tunnel interfaces, as one table. */
 export interface PeerTablePort {
   /**
-   * Streams the whole table through `visit`, in no order. Resolves to the interface, or null where there is none.
-   * Not a snapshot: changes made meanwhile may or may not be seen.
+   * Streams the whole table through `visit`, in no order. A peer on an interface that is not its own is visited with a
+   * text that no AllowedIPs have. Not a snapshot: changes made meanwhile may or may not be seen.
    */
-  dump(visit: PeerVisitor): Promise<Tunnel | null>;
+  dump(visit: PeerVisitor): Promise<Tunnels>;
   /**
    * Resolves when the kernel took all of the batch; rejects where it may have taken only a part.
-   * @throws KatafractError `tunnel_missing` where there is no interface, so that trying smaller batches is pointless
+   * @throws KatafractError `tunnel_missing` where an interface is not there, so that trying smaller batches is pointless
    */
   set(batch: PeerBatch): Promise<void>;
 }
@@ -99,7 +103,7 @@ export interface Route {
   readonly metric: number;
 }
 
-/** Settings of the tunnel interface that WireGuard has of its own. */
+/** One tunnel interface, with the settings that WireGuard has of its own. */
 export interface TunnelPort {
   /** Makes the interface: in the kernel, else by wireguard-go, which then outlives the agent. */
   create(): Promise<void>;
@@ -147,8 +151,8 @@ export interface Gates {
 
 /** A look at the host, ready to be acted on. */
 export interface HostInspection {
-  /** Plans from what was seen and applies it. @param tunnel as dumped beside this inspection */
-  settle(tunnel: Tunnel | null, gates: Gates): Promise<HostReport>;
+  /** Plans from what was seen and applies it. @param tunnels as dumped beside this inspection */
+  settle(tunnels: Tunnels, gates: Gates): Promise<HostReport>;
 }
 
 /** One thing that was looked at of the DNS filter. */

@@ -30,7 +30,6 @@ import type {
   Log,
   PeerTablePort,
   SteadyClock,
-  Tunnel,
 } from './ports.ts';
 
 export interface ReconcilerPorts {
@@ -185,8 +184,7 @@ export class Reconciler {
   /** Plans from a look and applies it; null where the look is out of date and another one is needed. */
   async applyView(view: View): Promise<Pass | null> {
     if (view.epoch !== this.#epoch) return null;
-    const tunnel = view.peers?.tunnel ?? null;
-    const host = await this.#settleHost(view, tunnel);
+    const host = await this.#settleHost(view);
     this.#hostReady = host.ready;
     // after the rules: what leaks is closed first, and put right then
     const haven = await this.#settleHaven(view);
@@ -232,10 +230,10 @@ export class Reconciler {
     return { state, repairs: await haven.settle(), counts, open: this.#dnsOpen };
   }
 
-  async #settleHost(view: View, tunnel: Tunnel | null): Promise<HostReport> {
+  async #settleHost(view: View): Promise<HostReport> {
     if (!view.host) return UNSEEN;
     try {
-      return await view.host.settle(tunnel, this.#gates(view));
+      return await view.host.settle(view.peers?.tunnels ?? [], this.#gates(view));
     } catch (error) {
       this.#ports.log.error({ err: error }, 'the host could not be set up');
       return UNSEEN;

@@ -1,7 +1,20 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { addressesAt, addressPlan, bigintToIpv6, indexOf, ipv6ToBigint } from './addresses.ts';
-import { Cidr4, Cidr6, Ipv4, Ipv6 } from './units.ts';
+import {
+  ADDRESS_PARTS,
+  addressesAt,
+  addressPlan,
+  bigintToIpv6,
+  drawsOf,
+  endpointAfter,
+  indexOf,
+  indexOfDraw,
+  ipv6ToBigint,
+  isInNet4,
+  partsOf,
+  tunnelOf,
+} from './addresses.ts';
+import { Cidr4, Cidr6, Endpoint, Ipv4, Ipv6 } from './units.ts';
 
 const plan = addressPlan(Cidr4.parse('10.64.0.0/10'), Cidr6.parse('fd4b:6174:6166::/64'));
 
@@ -32,6 +45,48 @@ describe('the pool', () => {
     expect(() => addressPlan(Cidr4.parse(four), Cidr6.parse(six))).toThrow(
       expect.objectContaining({ code: 'address_plan_invalid' }),
     );
+  });
+});
+
+describe('draws', () => {
+  const small = addressPlan(Cidr4.parse('10.0.0.0/22'), Cidr6.parse('fd00::/112'));
+
+  it('give each index of the pool once, and of each part one in turn', () => {
+    const all = Array.from({ length: drawsOf(small) }, (_, draw) => indexOfDraw(small, draw));
+    expect([...all].sort((a, b) => a - b)).toEqual(all.map((_, at) => at));
+    const parts = all.map((index) => tunnelOf(small, index, ADDRESS_PARTS));
+    expect(parts.slice(0, 10)).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 0, 1]);
+  });
+
+  it('belong to the interface whose parts they lie in, in both families', () => {
+    const prefixes = (tunnel: number, tunnels: number) => partsOf(plan, tunnel, tunnels);
+    const holds = (prefix: string, ipv6: Ipv6) => {
+      const [base = '', length = '0'] = prefix.split('/');
+      const size = 1n << BigInt(128 - Number(length));
+      return ipv6ToBigint(ipv6) / size === ipv6ToBigint(base) / size;
+    };
+    fc.assert(
+      fc.property(
+        fc.integer({ min: plan.first, max: plan.last }),
+        fc.integer({ min: 1, max: ADDRESS_PARTS }),
+        (index, tunnels) => {
+          const { ipv4, ipv6 } = addressesAt(plan, index);
+          for (let tunnel = 0; tunnel < tunnels; tunnel++) {
+            const own = tunnelOf(plan, index, tunnels) === tunnel;
+            const parts = prefixes(tunnel, tunnels);
+            expect(parts.some((part) => isInNet4(ipv4, part.ipv4))).toBe(own);
+            expect(parts.some((part) => holds(part.ipv6, ipv6))).toBe(own);
+          }
+        },
+      ),
+    );
+  });
+
+  it('of an endpoint are ports further on', () => {
+    const at = (text: string, ports: number) => endpointAfter(Endpoint.parse(text), ports);
+    expect(at('203.0.113.7:51820', 0)).toBe('203.0.113.7:51820');
+    expect(at('[2001:db8::51820]:51820', 3)).toBe('[2001:db8::51820]:51823');
+    expect(at('a.example:9', 1)).toBe('a.example:10');
   });
 });
 

@@ -4,7 +4,7 @@
  * answers on, the last one the broadcast address; none of them is ever given out.
  */
 import { KatafractError } from './errors.ts';
-import type { Cidr4, Cidr6, Ipv4, Ipv6 } from './units.ts';
+import type { Cidr4, Cidr6, Endpoint, Ipv4, Ipv6 } from './units.ts';
 
 export interface AddressPlan {
   readonly base4: number;
@@ -17,6 +17,12 @@ export interface AddressPlan {
 }
 
 export const GATEWAY_INDEX = 1;
+
+/**
+ * The pool in so many parts of one prefix each. A node with several tunnel interfaces has a part's clients on one of
+ * them, so that a route a part is all that the way back takes: no marks, no rule for each client.
+ */
+export const ADDRESS_PARTS = 8;
 
 /** IPv4 text to an unsigned 32-bit number. */
 export function ipv4ToNumber(text: string): number {
@@ -80,6 +86,52 @@ export function addressesAt(plan: AddressPlan, index: number): { ipv4: Ipv4; ipv
 /** The index that an IPv4 address of the pool belongs to. */
 export function indexOf(plan: AddressPlan, ipv4: Ipv4): number {
   return ipv4ToNumber(ipv4) - plan.base4;
+}
+
+const sizeOf = ({ prefix4 }: AddressPlan) => 2 ** (32 - prefix4);
+
+/**
+ * The index that the n-th draw gives, a permutation of the whole pool: one of each part in turn, so that the clients of
+ * a pool that is nearly empty are spread over its parts as well.
+ */
+export function indexOfDraw(plan: AddressPlan, draw: number): number {
+  return (draw % ADDRESS_PARTS) * (sizeOf(plan) / ADDRESS_PARTS) + Math.floor(draw / ADDRESS_PARTS);
+}
+
+/** How many draws there are. */
+export function drawsOf(plan: AddressPlan): number {
+  return sizeOf(plan);
+}
+
+/** The tunnel interface, from 0, that a client's index belongs to on a node that has so many of them. */
+export function tunnelOf(plan: AddressPlan, index: number, tunnels: number): number {
+  return Math.floor(index / (sizeOf(plan) / ADDRESS_PARTS)) % tunnels;
+}
+
+/** The prefixes of the parts that belong to a tunnel interface: of each part its IPv4 and its IPv6 one. */
+export function partsOf(
+  plan: AddressPlan,
+  tunnel: number,
+  tunnels: number,
+): { ipv4: string; ipv6: string }[] {
+  const size = sizeOf(plan) / ADDRESS_PARTS;
+  const bits = Math.log2(size);
+  return Array.from({ length: ADDRESS_PARTS }, (_, part) => part)
+    .filter((part) => part % tunnels === tunnel)
+    .map((part) => {
+      const { ipv4, ipv6 } = addressesAt(plan, part * size);
+      return { ipv4: `${ipv4}/${32 - bits}`, ipv6: `${ipv6}/${128 - bits}` };
+    });
+}
+
+export function portOf(endpoint: Endpoint): number {
+  return Number(endpoint.slice(endpoint.lastIndexOf(':') + 1));
+}
+
+/** The same host, so many ports further on: where a tunnel interface after the first one answers. */
+export function endpointAfter(endpoint: Endpoint, ports: number): Endpoint {
+  const port = portOf(endpoint);
+  return `${endpoint.slice(0, -String(port).length)}${port + ports}` as Endpoint;
 }
 
 /** Whether an IPv4 address lies in a prefix such as 10.64.0.0/10. */

@@ -10,6 +10,7 @@
  */
 import { CompactSign, type CryptoKey, compactVerify, decodeProtectedHeader } from 'jose';
 import { z } from 'zod';
+import { ADDRESS_PARTS } from './addresses.ts';
 import { KatafractError } from './errors.ts';
 import { Haven } from './haven.ts';
 import { PROTOCOL } from './topics.ts';
@@ -22,8 +23,10 @@ export type PeerTuple = z.infer<typeof PeerTuple>;
 
 /** What a node is told about itself; changes raise its generation like everything else. */
 export const NodeConfig = z.object({
-  /** UDP port WireGuard listens on. */
+  /** UDP port WireGuard listens on; further tunnel interfaces listen on the ports after it. */
   listenPort: z.number().int().min(1).max(65535),
+  /** Tunnel interfaces that clients are spread over (`tunnelOf`), for as long as the node lives; absent: one. */
+  tunnels: z.number().int().min(1).max(ADDRESS_PARTS).optional(),
   /** Of the tunnel interface, in bytes. */
   mtu: z.number().int().min(1280).max(9000),
   /** The gateway's own address with the prefix of the pool, e.g. 10.64.0.1/10; the same on every node. */

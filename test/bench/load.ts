@@ -6,6 +6,7 @@ import type { AddressPlan } from '@katafract/shared/addresses';
 import { addressesAt } from '@katafract/shared/addresses';
 import type { NodeId, PeerId, PublicKey } from '@katafract/shared/units';
 import { commitChanges } from '../../controller/src/fleet/log.ts';
+import { draw, lockPool } from '../../controller/src/peers/addresses.ts';
 import type { Database, Tx } from '../../controller/src/platform/db.ts';
 import { uuidv7 } from '../../controller/src/platform/ids.ts';
 import { randomKey } from './work/exit.ts';
@@ -36,14 +37,13 @@ export async function loadPeers(
 async function loadChunk(tx: Tx, plan: AddressPlan, target: LoadTarget, count: number): Promise<void> {
   const { sql } = tx;
   const { node, standbys, region, subscription } = target;
-  const [pool] = await sql<{ next: number }[]>`
-    update address_pool set next_index = next_index + ${count} where id = 1 returning next_index as next`;
-  if (!pool) throw new Error('the address pool is not there');
+  const { indexes, drawn } = draw(plan, await lockPool(sql), count);
+  await sql`update address_pool set drawn = ${drawn} where id = 1`;
   const now = Date.now();
-  const peers = Array.from({ length: count }, (_, at) => ({
+  const peers = indexes.map((index) => ({
     id: uuidv7(now) as PeerId,
     publicKey: randomKey() as PublicKey,
-    index: pool.next - count + at,
+    index,
   }));
   await sql`
     insert into peers (id, subscription_id, public_key, address_index, region_id)

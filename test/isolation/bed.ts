@@ -2,18 +2,19 @@
  * The exit that is attacked: real WireGuard, real rules, no agent and no controller, so that a test can enforce any
  * table it likes, a row short of the real one for instance.
  *
- *    alice ─┐                 ┌─ eth0 ── inet: the internet's web server, resolver, mail server; a neighbour as well
- *    bob   ─┴─ wg0 ── exit ───┤
- *    carol ─── wg1 ───┘       └─ mesh0 ── artemis: a host of the mesh
+ *    alice, bob  ── wg0 ──┐        ┌─ eth0 ── inet: the internet's web server, resolver, mail server; a neighbour as well
+ *                         ├─ exit ─┤
+ *    carol, dave ── wg1 ──┘        └─ mesh0 ── artemis: a host of the mesh
  *
  * Each client's host also has its own address on the internet, by which its tunnel's packets travel.
  */
 import { fileURLToPath } from 'node:url';
 import { OPEN_GATES, type RuleContext, ruleContext } from '@katafract/agent/plan/context';
 import { planFirewall } from '@katafract/agent/plan/firewall';
-import { settingsOf } from '@katafract/agent/plan/host';
+import { settingContext, settingsOf } from '@katafract/agent/plan/host';
 import { written } from '@katafract/agent/plan/sysctls';
 import type { Table } from '@katafract/agent/plan/table';
+import { wantedTunnels } from '@katafract/agent/plan/tunnels';
 import type { NodeConfig } from '@katafract/shared/desired';
 import { Cidr4, Cidr6 } from '@katafract/shared/units';
 import { type Device, type KeyPair, makeKeys } from '../lab/device.ts';
@@ -46,6 +47,7 @@ export const WEB: Address = { 4: INTERNET.ipv4, 6: INTERNET.ipv6 };
 export const PORTS = { wg0: 51820, wg1: 51821 } as const;
 export const CONFIG: NodeConfig = {
   listenPort: PORTS.wg0,
+  tunnels: 2,
   mtu: 1420,
   gateway4: Cidr4.parse('10.64.0.1/10'),
   gateway6: Cidr6.parse('fd4b:6174:6166::1/64'),
@@ -57,13 +59,17 @@ export const script = (name: string) => fileURLToPath(new URL(name, import.meta.
 
 /** What each setting is where nobody has seen to it: the kernel's default, or the worst that somebody may have left. */
 const CARELESS: Readonly<Record<string, string>> = {
-  'net/ipv4/conf/wg0/rp_filter': '0',
+  ...Object.fromEntries(
+    ['wg0', 'wg1'].flatMap((name) => [
+      [`net/ipv4/conf/${name}/rp_filter`, '0'],
+      [`net/ipv4/conf/${name}/send_redirects`, '1'],
+      [`net/ipv4/conf/${name}/accept_redirects`, '1'],
+      [`net/ipv4/conf/${name}/accept_source_route`, '1'],
+    ]),
+  ),
   'net/ipv4/conf/all/send_redirects': '1',
-  'net/ipv4/conf/wg0/send_redirects': '1',
   'net/ipv4/conf/all/accept_redirects': '1',
-  'net/ipv4/conf/wg0/accept_redirects': '1',
   'net/ipv4/conf/all/accept_source_route': '1',
-  'net/ipv4/conf/wg0/accept_source_route': '1',
   'net/ipv4/conf/all/arp_ignore': '0',
   'net/netfilter/nf_conntrack_tcp_be_liberal': '1',
   'net/netfilter/nf_conntrack_tcp_ignore_invalid_rst': '1',
@@ -97,6 +103,7 @@ export class Bed {
   readonly alice: Client;
   readonly bob: Client;
   readonly carol: Client;
+  readonly dave: Client;
   readonly #exitKeys: KeyPair;
   readonly #markers = new Map<string, Listener>();
   readonly #services = new Map<string, Listener>();
@@ -112,18 +119,23 @@ export class Bed {
       const host = index + 2;
       return {
         device,
-        address: { 4: `10.64.0.${host}`, 6: `fd4b:6174:6166::${host}` },
+        // the second interface has the second part of the pool
+        address:
+          on === 'wg0'
+            ? { 4: `10.64.0.${host}`, 6: `fd4b:6174:6166::${host}` }
+            : { 4: `10.72.0.${host}`, 6: `fd4b:6174:6166::8:${host}` },
         outside: { 4: device.address4, 6: device.address6 },
         keys: makeKeys(),
         interface: on,
       };
     };
-    [this.alice, this.bob, this.carol] = [client(0, 'wg0'), client(1, 'wg0'), client(2, 'wg1')];
+    [this.alice, this.bob] = [client(0, 'wg0'), client(1, 'wg0')];
+    [this.carol, this.dave] = [client(2, 'wg1'), client(3, 'wg1')];
     this.#exitKeys = makeKeys();
   }
 
   static async make(): Promise<Bed> {
-    const network = await Network.start({ exits: [{ name: 'exit', region: 'fra' }], devices: 3 });
+    const network = await Network.start({ exits: [{ name: 'exit', region: 'fra' }], devices: 4 });
     try {
       const bed = new Bed(network);
       await bed.#build();
@@ -139,7 +151,7 @@ export class Bed {
   }
 
   get clients(): readonly Client[] {
-    return [this.alice, this.bob, this.carol];
+    return [this.alice, this.bob, this.carol, this.dave];
   }
 
   /** The exit's addresses outside of the tunnel. */
@@ -156,14 +168,13 @@ export class Bed {
   async #build(): Promise<void> {
     for (const name of ['wg0', 'wg1'] as const) await this.#makeTunnel(name);
     const ip = (...args: string[]) => this.exit.exec('ip', args);
-    await ip('address', 'add', CONFIG.gateway4, 'dev', 'wg0');
-    await ip('-6', 'address', 'add', CONFIG.gateway6, 'dev', 'wg0');
+    for (const { name, addresses, routes } of wantedTunnels('wg0', CONFIG)) {
+      for (const address of addresses) await ip('address', 'add', address, 'dev', name);
+      for (const { prefix, source } of routes)
+        await ip('route', 'replace', prefix, 'dev', name, 'src', source);
+    }
     for (const client of this.clients) {
       await this.allow(client, []);
-      if (client.interface === 'wg1') {
-        await ip('route', 'add', client.address[4], 'dev', 'wg1');
-        await ip('-6', 'route', 'add', client.address[6], 'dev', 'wg1');
-      }
       await this.connect(client, 4);
       await client.device.handshake();
     }
@@ -240,17 +251,10 @@ export class Bed {
     );
   }
 
-  static readonly settingContext = {
-    tunnel: 'wg0',
-    uplink6: UPLINKS.uplink6,
-    listenPorts: [CONFIG.listenPort],
-  };
+  static readonly settingContext = settingContext('wg0', CONFIG, UPLINKS);
 
   static context(family: Family): RuleContext {
-    return {
-      ...ruleContext(family, CONFIG, UPLINKS, CHOICES, OPEN_GATES),
-      listenPorts: Object.values(PORTS),
-    };
+    return ruleContext(family, CONFIG, UPLINKS, CHOICES, OPEN_GATES);
   }
 
   /** Such that each rule of the table is there in one of them. */

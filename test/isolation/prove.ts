@@ -108,7 +108,7 @@ export function prove(family: Family): void {
       for (let asked = 0; asked < 5; asked++) answers.add((await client?.device.httpGet(url)) ?? '');
       return [...answers];
     };
-    // 10.64.0.2, .3 and .4 of eight groups over two addresses
+    // addresses that end in 2, 3 and 4, of eight groups over two addresses
     expect([await worn(0), await worn(1), await worn(2)]).toEqual([
       [bed.public[family]],
       [second],

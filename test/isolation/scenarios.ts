@@ -107,6 +107,93 @@ const PRIVATE: Readonly<Record<Family, readonly string[]>> = {
   6: ['::ffff:8.8.8.8', '64:ff9b::808:808', 'fd12:3456::1', 'fe80::1', 'fe90::1'],
 };
 
+/** Two clients of each tunnel interface. */
+const PAIRS = [
+  { on: 'wg0', one: 'alice', other: 'bob' },
+  { on: 'wg1', one: 'carol', other: 'dave' },
+] as const;
+
+/** What each interface has settings of its own for. */
+const ofInterface = ({ on, one, other }: (typeof PAIRS)[number]): readonly Scenario[] => [
+  {
+    id: `${on}: a packet with somebody else's source gets no answer, even where the peer table lets it in`,
+    proves: ['forged-source', 'forged-source-4'],
+    holds: async (bed, family) => {
+      const { [one]: client, inet } = bed;
+      const victim = WEB[family];
+      await bed.allow(client, [victim]);
+      await client.device.exec('ip', ['address', 'add', victim, 'dev', 'wg0']);
+      await bed.received(`own dns udp${family}`);
+      const reflected = await arriving(bed, inet, victim, family, ['-p', 'udp', '--sport', '53'], () =>
+        bed.sends(client, family, 3, () =>
+          client.device.udp(GATEWAY[family], 53, { count: 3, localAddress: victim }),
+        ),
+      );
+      const { count } = await bed.received(`own dns udp${family}`);
+      await client.device.exec('ip', ['address', 'delete', victim, 'dev', 'wg0']);
+      await bed.allow(client, []);
+      return reflected + count === 0;
+    },
+  },
+  {
+    id: `${on}: the exit tells clients of no other way`,
+    proves: ['send-redirects'],
+    families: [4],
+    // the redirect is sent before any rule could drop the packet; address translation then loses those of tracked ones
+    given: {
+      foreign: { 4: '*raw\n-I PREROUTING 1 -i wg+ -p udp --dport 4242 -j CT --notrack\nCOMMIT\n' },
+    },
+    holds: async (bed) => {
+      const { [one]: client, [other]: neighbour } = bed;
+      const match = ['-p', 'icmp', '--icmp-type', 'redirect'];
+      const told = await arriving(bed, client.device, client.address[4], 4, match, () =>
+        bed.sends(client, 4, 3, () => client.device.udp(neighbour.address[4], 4242, { count: 3 })),
+      );
+      return told === 0;
+    },
+  },
+  {
+    id: `${on}: a client does not tell the exit of another way`,
+    proves: ['accept-redirects'],
+    families: [4],
+    given: { without: ['client-to-exit', 'forged-source-4'] },
+    holds: async (bed) => {
+      const { [one]: client, exit } = bed;
+      const gateway = '203.0.113.1';
+      const target = '198.51.100.77';
+      await bed.allow(client, [gateway]);
+      const accomplice = cables.artemis()[0]?.ipv4 ?? '';
+      await exit.ping(accomplice); // a neighbour that the exit knows
+      await bed.sends(client, 4, 1, () =>
+        bed.forge(client.device, {
+          kind: 'redirect',
+          source: gateway,
+          destination: bed.public[4],
+          target,
+          gateway: accomplice,
+        }),
+      );
+      const route = await exit.exec('ip', ['route', 'get', target]);
+      await bed.allow(client, []);
+      await exit.exec('ip', ['route', 'flush', 'cache']);
+      return route.includes(`via ${gateway} `);
+    },
+  },
+  {
+    id: `${on}: a packet does not choose its own way`,
+    proves: ['source-routes'],
+    families: [4],
+    given: { without: ['client-to-exit'] },
+    holds: async (bed) => {
+      const { [one]: client } = bed;
+      const left = await leaving(bed, client, 4, ['-p', 'udp', '--dport', '4243'], 1, () =>
+        client.device.exec('python3', [script('source-route.py'), GATEWAY[4], WEB[4], '4243']),
+      );
+      return left === 0;
+    },
+  },
+];
+
 /** Connection table of the exit, as conntrack prints it. */
 async function connections(bed: Bed, family: Family, ...filter: string[]): Promise<string[]> {
   const name = family === 4 ? 'ipv4' : 'ipv6';
@@ -493,26 +580,7 @@ export const SCENARIOS: readonly Scenario[] = [
       return entries.length === 50 && bobs === 'x';
     },
   },
-  {
-    id: "a packet with somebody else's source gets no answer, even where the peer table lets it in",
-    proves: ['forged-source', 'forged-source-4'],
-    holds: async (bed, family) => {
-      const { alice, inet } = bed;
-      const victim = WEB[family];
-      await bed.allow(alice, [victim]);
-      await alice.device.exec('ip', ['address', 'add', victim, 'dev', 'wg0']);
-      await bed.received(`own dns udp${family}`);
-      const reflected = await arriving(bed, inet, victim, family, ['-p', 'udp', '--sport', '53'], () =>
-        bed.sends(alice, family, 3, () =>
-          alice.device.udp(GATEWAY[family], 53, { count: 3, localAddress: victim }),
-        ),
-      );
-      const { count } = await bed.received(`own dns udp${family}`);
-      await alice.device.exec('ip', ['address', 'delete', victim, 'dev', 'wg0']);
-      await bed.allow(alice, []);
-      return reflected + count === 0;
-    },
-  },
+  ...PAIRS.flatMap(ofInterface),
   {
     id: "a packet with another client's source is dropped",
     proves: [],
@@ -525,63 +593,6 @@ export const SCENARIOS: readonly Scenario[] = [
       // what comes after them has arrived, so they would have too
       const later = await answered(alice, GATEWAY[family], 53);
       return later === 'haven' && (await bed.received(`own dns udp${family}`)).count === 1;
-    },
-  },
-  {
-    id: 'the exit tells clients of no other way',
-    proves: ['send-redirects'],
-    families: [4],
-    // the redirect is sent before any rule could drop the packet; address translation then loses those of tracked ones
-    given: {
-      foreign: { 4: '*raw\n-I PREROUTING 1 -i wg+ -p udp --dport 4242 -j CT --notrack\nCOMMIT\n' },
-    },
-    holds: async (bed) => {
-      const { alice, bob } = bed;
-      const match = ['-p', 'icmp', '--icmp-type', 'redirect'];
-      const told = await arriving(bed, alice.device, alice.address[4], 4, match, () =>
-        bed.sends(alice, 4, 3, () => alice.device.udp(bob.address[4], 4242, { count: 3 })),
-      );
-      return told === 0;
-    },
-  },
-  {
-    id: 'a client does not tell the exit of another way',
-    proves: ['accept-redirects'],
-    families: [4],
-    given: { without: ['client-to-exit', 'forged-source-4'] },
-    holds: async (bed) => {
-      const { alice, exit } = bed;
-      const gateway = '203.0.113.1';
-      const target = '198.51.100.77';
-      await bed.allow(alice, [gateway]);
-      const accomplice = cables.artemis()[0]?.ipv4 ?? '';
-      await exit.ping(accomplice); // a neighbour that the exit knows
-      await bed.sends(alice, 4, 1, () =>
-        bed.forge(alice.device, {
-          kind: 'redirect',
-          source: gateway,
-          destination: bed.public[4],
-          target,
-          gateway: accomplice,
-        }),
-      );
-      const route = await exit.exec('ip', ['route', 'get', target]);
-      await bed.allow(alice, []);
-      await exit.exec('ip', ['route', 'flush', 'cache']);
-      return route.includes(`via ${gateway} `);
-    },
-  },
-  {
-    id: 'a packet does not choose its own way',
-    proves: ['source-routes'],
-    families: [4],
-    given: { without: ['client-to-exit'] },
-    holds: async (bed) => {
-      const { alice } = bed;
-      const left = await leaving(bed, alice, 4, ['-p', 'udp', '--dport', '4243'], 1, () =>
-        alice.device.exec('python3', [script('source-route.py'), GATEWAY[4], WEB[4], '4243']),
-      );
-      return left === 0;
     },
   },
   {

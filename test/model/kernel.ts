@@ -118,10 +118,10 @@ export class KernelPort implements PeerTablePort {
     for (const key of early) show(key);
     return this.#process.step(this.#duration(), () => {
       if (this.#fails()) throw new Error('wg show failed');
-      if (!there) return null;
+      if (!there) return [null];
       if (!this.#kernel.up) throw new Error('the interface vanished');
       for (const key of this.#kernel.keys()) if (!early.has(key)) show(key);
-      return { publicKey: PUBLIC_KEY, listenPort: this.#kernel.config?.listenPort ?? 0 };
+      return [{ publicKey: PUBLIC_KEY, listenPort: this.#kernel.config?.listenPort ?? 0 }];
     });
   }
 

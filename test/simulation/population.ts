@@ -164,8 +164,8 @@ async function settle(
   }
   await Promise.all([finish(owners), finish(peers), finish(rows)]);
   await sql`
-    insert into address_pool (id, next_index) values (1, ${plan.first + count})
-    on conflict (id) do update set next_index = excluded.next_index`;
+    insert into address_pool (id, drawn, sequential_until, prefix4) values (1, 0, ${plan.first + count}, ${plan.prefix4})
+    on conflict (id) do update set sequential_until = excluded.sequential_until`;
 }
 
 async function insertNodes(sql: Sql, nodes: readonly Row[], now: number): Promise<void> {

@@ -15,10 +15,11 @@ import {
   planHost,
 } from '../plan/host.ts';
 import type { Table } from '../plan/table.ts';
-import type { FirewallPort, HostPort, HostReport, Log, NetworkPort, Tunnel, TunnelPort } from '../ports.ts';
+import type { FirewallPort, HostPort, HostReport, Log, NetworkPort, TunnelPort, Tunnels } from '../ports.ts';
 
 export interface HostParts {
-  readonly tunnel: TunnelPort;
+  /** By the interface's name. */
+  readonly tunnel: (name: string) => TunnelPort;
   readonly network: NetworkPort;
   readonly firewall: FirewallPort;
   readonly log: Log;
@@ -49,11 +50,11 @@ export function hostPort(parts: HostParts, settings: HostSettings): HostPort {
       const looked = { config, choices, table };
       const seen = await observeHost(parts.network, parts.firewall, interfaceName, looked);
       return {
-        async settle(tunnel, gates) {
+        async settle(tunnels, gates) {
           const wish = { ...looked, gates };
-          const { link, routes, sysctls, firewall, ...uplinks } = seen;
+          const { links, routes, sysctls, firewall, ...uplinks } = seen;
           const wanted = JSON.stringify([config, uplinks, gates]);
-          const report = await settle(parts, settings, wish, seen, tunnel, wanted === settled);
+          const report = await settle(parts, settings, wish, seen, tunnels, wanted === settled);
           if (report.failures === 0) settled = wanted;
           return report;
         },
@@ -67,11 +68,11 @@ async function settle(
   identity: HostIdentity,
   wish: HostWish,
   seen: HostObservation,
-  tunnel: Tunnel | null,
+  tunnels: Tunnels,
   known: boolean,
 ): Promise<HostReport> {
-  const steps = planHost(identity, wish, seen, tunnel);
-  const failed = await applySteps(parts, identity.interfaceName, wish, seen, steps);
+  const steps = planHost(identity, wish, seen, tunnels);
+  const failed = await applySteps(parts, wish, seen, steps);
   const kinds = (list: readonly HostStep[]) => list.map((step) => step.kind);
   if (steps.length > 0) {
     const what = { steps: kinds(steps), failed: kinds(failed) };
@@ -92,7 +93,6 @@ async function settle(
 /** @returns the steps that were not taken */
 async function applySteps(
   parts: HostParts,
-  interfaceName: string,
   wish: HostWish,
   seen: HostObservation,
   steps: readonly HostStep[],
@@ -105,7 +105,7 @@ async function applySteps(
     }
     try {
       if (step.kind === 'rules') await applyRules(parts, wish, seen, step);
-      else await applyStep(parts, interfaceName, step);
+      else await applyStep(parts, step);
     } catch (error) {
       parts.log.error({ step: step.kind, err: error }, 'a step failed');
       failed.push(step);
@@ -134,28 +134,24 @@ async function applyRules(
   }
 }
 
-async function applyStep(
-  { tunnel, network }: HostParts,
-  name: string,
-  step: Exclude<HostStep, RulesStep>,
-): Promise<void> {
+async function applyStep({ tunnel, network }: HostParts, step: Exclude<HostStep, RulesStep>): Promise<void> {
   switch (step.kind) {
     case 'create':
-      return tunnel.create();
+      return tunnel(step.device).create();
     case 'private-key':
-      return tunnel.setPrivateKey();
+      return tunnel(step.device).setPrivateKey();
     case 'listen-port':
-      return tunnel.setListenPort(step.port);
+      return tunnel(step.device).setListenPort(step.port);
     case 'add-address':
-      return network.ip(['address', 'add', step.address, 'dev', name]);
+      return network.ip(['address', 'add', step.address, 'dev', step.device]);
     case 'remove-address':
-      return network.ip(['address', 'delete', step.address, 'dev', name]);
+      return network.ip(['address', 'delete', step.address, 'dev', step.device]);
     case 'mtu':
-      return network.ip(['link', 'set', 'dev', name, 'mtu', String(step.bytes)]);
+      return network.ip(['link', 'set', 'dev', step.device, 'mtu', String(step.bytes)]);
     case 'up':
-      return network.ip(['link', 'set', 'dev', name, 'up']);
+      return network.ip(['link', 'set', 'dev', step.device, 'up']);
     case 'route':
-      return network.ip(['route', 'replace', step.pool, 'dev', name]);
+      return network.ip(['route', 'replace', step.prefix, 'dev', step.device, 'src', step.source]);
     case 'sysctl':
     case 'forwarding':
       return network.setSysctl(step.path, step.value);

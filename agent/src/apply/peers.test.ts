@@ -10,7 +10,7 @@ function kernel(bad: readonly number[], code = 'command_failed') {
   const taken: string[] = [];
   const batches: PeerBatch[] = [];
   const port: PeerTablePort = {
-    dump: () => Promise.resolve(null),
+    dump: () => Promise.resolve([]),
     set(batch) {
       batches.push(batch);
       for (const name of [...batch.remove, ...batch.set.map((row) => row.publicKey)]) {

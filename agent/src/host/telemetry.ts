@@ -7,8 +7,8 @@ interface CpuTimes {
   readonly total: number;
 }
 
-/** @param tunnel name of the interface whose bytes are counted */
-export function telemetry(tunnel: string): TelemetryPort {
+/** @param tunnels names of the interfaces whose bytes are counted */
+export function telemetry(tunnels: readonly string[]): TelemetryPort {
   let last: CpuTimes = { busy: 0, total: 0 };
   return {
     async read() {
@@ -24,7 +24,7 @@ export function telemetry(tunnel: string): TelemetryPort {
         ...parseMemory(meminfo),
         load: Number.parseFloat(loadavg),
         uptimeSeconds: Number.parseFloat(uptime),
-        ...parseTraffic(devices, tunnel),
+        ...parseTraffic(devices, tunnels),
       };
     },
   };
@@ -46,14 +46,18 @@ function parseMemory(meminfo: string): Pick<Telemetry, 'memoryUsed' | 'memoryTot
   return { memoryTotal, memoryUsed: Math.max(0, memoryTotal - bytes('MemAvailable')) };
 }
 
-/** Received and sent by the tunnel since it was made. */
-export function parseTraffic(devices: string, tunnel: string): Pick<Telemetry, 'rxBytes' | 'txBytes'> {
-  const line = devices.split('\n').find((text) => text.trimStart().startsWith(`${tunnel}:`));
-  const fields =
-    line
-      ?.slice(line.indexOf(':') + 1)
-      .trim()
-      .split(/\s+/)
-      .map(Number) ?? [];
-  return { rxBytes: fields[0] ?? 0, txBytes: fields[8] ?? 0 };
+/** Received and sent by the tunnels since they were made. */
+export function parseTraffic(
+  devices: string,
+  tunnels: readonly string[],
+): Pick<Telemetry, 'rxBytes' | 'txBytes'> {
+  const sum = { rxBytes: 0, txBytes: 0 };
+  for (const line of devices.split('\n')) {
+    const [name = '', fields = ''] = line.split(':');
+    if (!tunnels.includes(name.trim())) continue;
+    const values = fields.trim().split(/\s+/).map(Number);
+    sum.rxBytes += values[0] ?? 0;
+    sum.txBytes += values[8] ?? 0;
+  }
+  return sum;
 }

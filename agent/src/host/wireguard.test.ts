@@ -6,7 +6,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { peer, peers } from '../testing/messages.ts';
 import { systemExec } from './exec.ts';
 import { type Namespace, namespace } from './testing/namespace.ts';
-import { wireguard } from './wireguard.ts';
+import { peerTable, wireguard } from './wireguard.ts';
 
 describe.skipIf(process.getuid?.() !== 0)('wg on a real interface', () => {
   let host: Namespace;
@@ -52,6 +52,41 @@ describe.skipIf(process.getuid?.() !== 0)('wg on a real interface', () => {
     await port().set({ remove: [], set: many });
     const { rows } = await table();
     expect(rows).toEqual(new Map(many.map((row) => [row.publicKey, allowedIps(row)])));
+  });
+
+  test('of several interfaces each has its own peers, and one that is elsewhere is seen, and moved', async () => {
+    // peer(n) has the address of that number: even ones are of the first, odd ones of the second
+    const first = port();
+    number++;
+    const second = port();
+    await second.create();
+    const both = peerTable([first, second], (ipv4) => Number(ipv4.split('.')[3]) % 2);
+    const rows = async () => {
+      const seen: string[] = [];
+      const name = new Map([2, 3, 4].map((at) => [peer(at).publicKey as string, at]));
+      await both.dump((key, allowed) =>
+        seen.push(`${name.get(key)} ${allowed.split(' ').slice(1).join(' ')}`),
+      );
+      return seen.map((row) => row.trim()).sort();
+    };
+    await both.set({ remove: [], set: [peer(2), peer(3)] });
+    expect(await rows()).toEqual(['2', '3']);
+    await first.set({ remove: [], set: [peer(3)] });
+    await second.set({ remove: [], set: [peer(4)] });
+    expect(await rows()).toEqual(['2', '3', '3 on interface 0', '4 on interface 1']);
+    await both.set({ remove: [], set: [peer(3), peer(4)] });
+    expect(await rows()).toEqual(['2', '3', '4']);
+    // a key that comes back with an address of the other
+    await both.set({ remove: [], set: [peer(2, 5)] });
+    expect((await table()).rows.has(peer(2).publicKey)).toBe(true);
+    expect((await both.dump(() => undefined)).every((tunnel) => tunnel !== null)).toBe(true);
+    await both.set({ remove: [2, 3, 4].map((at) => peer(at).publicKey), set: [] });
+    expect(await rows()).toEqual([]);
+    const missing = peerTable([first, wireguard(host.exec, 'wg-none', keyFile)], () => 0);
+    await expect(missing.set({ remove: [peer(2).publicKey], set: [] })).rejects.toMatchObject({
+      code: 'tunnel_missing',
+    });
+    expect((await missing.dump(() => undefined)).map((tunnel) => tunnel === null)).toEqual([false, true]);
   });
 
   test('one batch removes before it sets: an address passes from one key to another', async () => {

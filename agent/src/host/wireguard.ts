@@ -1,5 +1,5 @@
-/** WireGuard through `wg`, as one interface: its peer table, and the few settings it has of its own. */
-import { allowedIps } from '@katafract/shared/digest';
+/** WireGuard through `wg`: an interface with its peers and the few settings it has of its own; several as one table. */
+import { allowedIps, type PeerEntry } from '@katafract/shared/digest';
 import { KatafractError } from '@katafract/shared/errors';
 import type { PeerBatch, PeerTablePort, PeerVisitor, Tunnel, TunnelPort } from '../ports.ts';
 import type { Exec } from './exec.ts';
@@ -13,6 +13,51 @@ const PEERS_PER_COMMAND = 4000;
 /** There is no such interface; the second is how a kernel without WireGuard says so. */
 const NO_TUNNEL = /No such device|Protocol not supported/;
 
+export interface TunnelInterface extends TunnelPort {
+  /** As in PeerTablePort, of this interface's own peers; null where there is no such interface. */
+  dump(visit: PeerVisitor): Promise<Tunnel | null>;
+  set(batch: PeerBatch): Promise<void>;
+}
+
+/**
+ * The peers of several interfaces as one table. Nobody but this knows that there are several: a peer that is set is taken
+ * from all but its own, and one that is seen on another than its own is seen as wrong.
+ * @param tunnelOf the interface that a client belongs to, from 0, by its IPv4 address; null for one of no pool
+ */
+export function peerTable(
+  interfaces: readonly TunnelInterface[],
+  tunnelOf: (ipv4: string) => number | null,
+): PeerTablePort {
+  const several = interfaces.length > 1;
+  return {
+    dump: (visit) =>
+      Promise.all(
+        interfaces.map((each, at) =>
+          each.dump(
+            several
+              ? (key, allowed, handshake, known) => {
+                  const own = tunnelOf(allowed.slice(0, allowed.indexOf('/'))) === at;
+                  visit(key, own ? allowed : `${allowed} on interface ${at}`, handshake, known);
+                }
+              : visit,
+          ),
+        ),
+      ),
+    async set({ remove, set }) {
+      const batches = interfaces.map((each, at) => {
+        const own = ({ ipv4 }: PeerEntry) => !several || tunnelOf(ipv4) === at;
+        const others = set.filter((peer) => !own(peer)).map(({ publicKey }) => publicKey);
+        return each.set({ remove: [...remove, ...others], set: set.filter(own) });
+      });
+      const failed = (await Promise.allSettled(batches)).filter(({ status }) => status === 'rejected');
+      const errors = failed.map((each) => (each as PromiseRejectedResult).reason as unknown);
+      // the one that smaller batches do not help against goes first
+      const gone = errors.find((error) => error instanceof KatafractError && error.code === 'tunnel_missing');
+      if (failed.length > 0) throw gone ?? errors[0];
+    },
+  };
+}
+
 /**
  * @param privateKeyFile readable by its owner only; `wg` reads the key from it, so that it is never an argument
  * @param supervised where the kernel has no WireGuard somebody else keeps a wireguard-go for this tunnel
@@ -22,7 +67,7 @@ export function wireguard(
   name: string,
   privateKeyFile: string,
   supervised = false,
-): PeerTablePort & TunnelPort {
+): TunnelInterface {
   return {
     dump: (visit) => dump(exec, name, visit),
     async set(batch) {

@@ -1,10 +1,11 @@
 /** One look at the host: all of it at once, since nothing in it waits for anything else. */
 
 import { type HostObservation, type HostWish, settingsOf } from '../plan/host.ts';
+import { tunnelNames } from '../plan/tunnels.ts';
 import type { Family, FirewallPort, Link, NetworkPort, Route, Uplinks } from '../ports.ts';
 import { uplinkOf } from './routes.ts';
 
-/** @param wish names the tunnel, the uplink where the operator fixed it, and the settings to look at */
+/** @param wish names the tunnels, the uplink where the operator fixed it, and the settings to look at */
 export async function observeHost(
   network: NetworkPort,
   firewall: FirewallPort,
@@ -15,12 +16,12 @@ export async function observeHost(
   const [links, routes, rules4, rules6] = await Promise.all(looking);
   const uplinks = findUplinks(routes, links, wish.choices.uplink);
   const paths = settingsOf(interfaceName, wish, uplinks).map((setting) => setting.path);
+  const names = tunnelNames(interfaceName, wish.config);
+  const through = (name: string) => [...routes[4], ...routes[6]].filter(({ device }) => device === name);
   return {
     ...uplinks,
-    link: links.get(interfaceName) ?? null,
-    routes: [...routes[4], ...routes[6]]
-      .filter((route) => route.device === interfaceName)
-      .map((route) => route.prefix),
+    links: new Map([...links].filter(([name]) => names.includes(name))),
+    routes: new Map(names.map((name) => [name, through(name).map(({ prefix }) => prefix)])),
     sysctls: await network.sysctls(paths),
     firewall: { 4: rules4, 6: rules6 },
   };

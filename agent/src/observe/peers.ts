@@ -20,13 +20,13 @@ export async function observePeers(
 ): Promise<PeerObservation> {
   const different = new Map<string, string>();
   const seen = new Set<string>();
-  const tunnel = await table.dump((publicKey, allowed, handshake, known) => {
+  const tunnels = await table.dump((publicKey, allowed, handshake, known) => {
     look.see(publicKey, handshake, known);
     const row = held()?.peers.get(publicKey);
     if (row) seen.add(row.publicKey);
     if (!row || !agrees(allowed, row)) different.set(publicKey, allowed);
   });
-  return { tunnel, different, missing: unseen(held(), seen), recent: look.recent, idle: look.idle };
+  return { tunnels, different, missing: unseen(held(), seen), recent: look.recent, idle: look.idle };
 }
 
 /** Whether the text is `allowedIps(row)`, without making that text: this is asked once a peer, every ten seconds. */

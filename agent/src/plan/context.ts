@@ -2,6 +2,7 @@
 import type { NodeConfig } from '@katafract/shared/desired';
 import type { Family, Gates, Uplinks } from '../ports.ts';
 import { type Subnet, subnet4, subnet6 } from './subnets.ts';
+import { listenPorts } from './tunnels.ts';
 
 export const FAMILIES: readonly Family[] = [4, 6];
 
@@ -56,7 +57,7 @@ export function ruleContext(
     family,
     subnet: family === 4 ? subnet4(config) : subnet6(config),
     uplink: family === 4 ? uplinks.uplink4 : uplinks.uplink6,
-    listenPorts: [config.listenPort],
+    listenPorts: listenPorts(config),
     // an address that the host does not have would swallow every answer
     exitAddresses: ofFamily.filter((address) => here.includes(address)),
     connectionsPerClient: choices.connectionsPerClient,

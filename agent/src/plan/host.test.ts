@@ -1,24 +1,25 @@
 import { describe, expect, test } from 'vitest';
 import { hostPort } from '../apply/host.ts';
 import { parseRoutes4, parseRoutes6, uplinkOf } from '../observe/routes.ts';
-import type { NetworkPort } from '../ports.ts';
+import type { NetworkPort, Tunnels } from '../ports.ts';
 import { CONFIG } from '../testing/messages.ts';
 import { DEFAULT_CHOICES, OPEN_GATES } from './context.ts';
 import { type HostObservation, planHost, settingsOf } from './host.ts';
 import { deal, subnet4, subnet6 } from './subnets.ts';
 import { TABLE } from './table.ts';
+import { planTunnels, type TunnelsSeen, tunnelNames, tunnelOfAddress, wantedTunnels } from './tunnels.ts';
 
 const OWN = { interfaceName: 'wg0', publicKey: 'mine' };
 const WISH = { config: CONFIG, choices: DEFAULT_CHOICES, gates: OPEN_GATES, table: TABLE };
 const UPLINKS = { uplink4: 'eth0', uplink6: 'eth0', uplinkAddresses: [] };
 const BARE: HostObservation = {
   ...UPLINKS,
-  link: null,
-  routes: [],
+  links: new Map(),
+  routes: new Map(),
   sysctls: new Map(settingsOf('wg0', WISH, UPLINKS).map(({ path }) => [path, '0'])),
   firewall: { 4: '', 6: '' },
 };
-const plan = (seen: HostObservation) => planHost(OWN, WISH, seen, null);
+const plan = (seen: HostObservation) => planHost(OWN, WISH, seen, []);
 const kinds = (seen: HostObservation) => plan(seen).map((step) => step.kind);
 /** What is written to a setting where it holds a value now; null where nothing is. */
 const writes = (path: string, value: string) => {
@@ -49,7 +50,7 @@ describe('the order of a first pass', () => {
     const errors: unknown[] = [];
     const port = hostPort(
       {
-        tunnel: { create: done, setPrivateKey: done, setListenPort: done },
+        tunnel: () => ({ create: done, setPrivateKey: done, setListenPort: done }),
         network,
         // A restore that says it worked, and did not: only reading back finds it.
         firewall: { save: () => Promise.resolve(''), restore: done },
@@ -57,7 +58,7 @@ describe('the order of a first pass', () => {
       },
       { ...OWN, choices: DEFAULT_CHOICES, table: TABLE },
     );
-    const report = await (await port.inspect(CONFIG)).settle(null, OPEN_GATES);
+    const report = await (await port.inspect(CONFIG)).settle([], OPEN_GATES);
     expect(report).toMatchObject({ ready: false, rules: 'failed' });
     expect(written.filter((each) => /forward/.test(each))).toEqual([
       'net/ipv4/ip_forward=0',
@@ -86,9 +87,84 @@ test('a range is the same however the kernel sets its blanks', () => {
 
 test('a new gateway address comes before the old one goes', () => {
   const link = { up: true, mtu: CONFIG.mtu, addresses: ['10.64.0.9/10', 'fd4b:6174:6166::1/64'] };
-  const order = kinds({ ...BARE, link });
+  const order = kinds({ ...BARE, links: new Map([['wg0', link]]) });
   expect(order.indexOf('add-address')).toBeGreaterThan(-1);
   expect(order.indexOf('add-address')).toBeLessThan(order.indexOf('remove-address'));
+});
+
+describe('several tunnel interfaces', () => {
+  const config = { ...CONFIG, tunnels: 3 };
+  const up = { up: true, mtu: CONFIG.mtu, addresses: [] as string[] };
+  const gateway = { ...up, addresses: [CONFIG.gateway4, CONFIG.gateway6] };
+  const wanted = wantedTunnels('wg0', config);
+  const settled: TunnelsSeen = {
+    links: new Map(wanted.map(({ name }, at) => [name, at === 0 ? gateway : up])),
+    routes: new Map(wanted.map(({ name, routes }) => [name, routes.map(({ prefix }) => prefix)])),
+  };
+  const tunnels = wanted.map(({ listenPort }) => ({ publicKey: 'mine', listenPort }));
+  const steps = (seen: TunnelsSeen, there: Tunnels = tunnels) =>
+    planTunnels(wanted, 'mine', CONFIG.mtu, seen, there).map(({ kind, device }) => `${kind} ${device}`);
+
+  test('have ports and names one after the other, and each of the pool its part', () => {
+    expect(wanted.map(({ name, listenPort }) => `${name} ${listenPort}`)).toEqual([
+      'wg0 51820',
+      'wg1 51821',
+      'wg2 51822',
+    ]);
+    expect(tunnelNames('wg-exit', config)).toEqual(['wg-exit', 'wg-exit1', 'wg-exit2']);
+    expect(tunnelNames('wg7', config)).toEqual(['wg7', 'wg8', 'wg9']);
+    // parts 2 and 5 of eight
+    expect(wanted[2]?.routes.map(({ prefix }) => prefix)).toEqual([
+      '10.80.0.0/13',
+      'fd4b:6174:6166::10:0/109',
+      '10.104.0.0/13',
+      'fd4b:6174:6166::28:0/109',
+    ]);
+  });
+
+  test('that are right are left alone', () => {
+    expect(steps(settled)).toEqual([]);
+  });
+
+  test('are made in their order, the gateway before the routes that speak from it', () => {
+    const order = steps({ links: new Map(), routes: new Map() }, [null, null, null]);
+    expect(order.filter((step) => step.startsWith('create'))).toEqual([
+      'create wg0',
+      'create wg1',
+      'create wg2',
+    ]);
+    expect(order.lastIndexOf('add-address wg0')).toBeLessThan(order.indexOf('route wg1'));
+    expect(order.filter((step) => step === 'route wg1')).toHaveLength(6);
+    const settings = planHost(OWN, { ...WISH, config }, BARE, []).flatMap((step) =>
+      step.kind === 'sysctl' && step.path.endsWith('rp_filter') ? [step.path] : [],
+    );
+    expect(settings).toHaveLength(3);
+  });
+
+  test('get only what is missing', () => {
+    const routes = new Map([
+      ...settled.routes,
+      ['wg1', wanted[1]?.routes.slice(1).map(({ prefix }) => prefix) ?? []],
+    ]);
+    expect(steps({ ...settled, routes })).toEqual(['route wg1']);
+    const other = [tunnels[0] ?? null, { publicKey: 'mine', listenPort: 9 }, tunnels[2] ?? null];
+    expect(steps(settled, other)).toEqual(['listen-port wg1']);
+    const links = new Map([...settled.links, ['wg2', { ...up, addresses: ['10.0.0.1/8'] }]]);
+    expect(steps({ ...settled, links })).toEqual(['remove-address wg2']);
+  });
+
+  test('get their routes anew where the gateway was away, since the kernel took its address from them', () => {
+    const links = new Map([...settled.links, ['wg0', up]]);
+    expect(steps({ ...settled, links }).filter((step) => step.startsWith('route'))).toHaveLength(10);
+  });
+
+  test('have each client by its address, and nobody who is not of the pool', () => {
+    const of = tunnelOfAddress(config);
+    expect(['10.64.0.2', '10.72.0.0', '10.80.0.9', '10.88.0.0', '10.127.255.254'].map(of)).toEqual([
+      0, 1, 2, 0, 1,
+    ]);
+    expect(['10.128.0.1', '192.0.2.1', '', '(none)'].map(of)).toEqual([null, null, null, null]);
+  });
 });
 
 test('subnets of the gateway addresses', () => {

@@ -2,12 +2,11 @@
 import { EMPTY_DIGEST, entryDigest, type PeerEntry, rowDigest, xorDigest } from '@katafract/shared/digest';
 import type { Digest } from '@katafract/shared/units';
 import type { Held } from '../desired/table.ts';
-import type { PeerBatch, Tunnel } from '../ports.ts';
+import type { PeerBatch, Tunnels } from '../ports.ts';
 
 /** What a look at the kernel's table found, against the held one. */
 export interface PeerObservation {
-  /** null: there is no interface, and so no peer. */
-  readonly tunnel: Tunnel | null;
+  readonly tunnels: Tunnels;
   /** Rows of the kernel that are not as held (or not held at all): key to AllowedIPs text. */
   readonly different: ReadonlyMap<string, string>;
   /** Held keys that the kernel does not have. */

@@ -32,11 +32,15 @@ export interface SettingRow {
 }
 
 export interface SettingContext {
-  /** Tunnel interfaces. */
-  readonly tunnel: string;
+  /** Names of the tunnel interfaces. */
+  readonly tunnels: readonly string[];
   readonly uplink6: string | null;
   readonly listenPorts: readonly number[];
 }
+
+/** One setting of several interfaces. */
+const each = (interfaces: readonly string[], name: string, value: string): Sysctl[] =>
+  interfaces.map((of) => ({ path: `net/ipv4/conf/${of}/${name}`, value }));
 
 const CONNTRACK = 'net/netfilter/nf_conntrack';
 
@@ -45,31 +49,28 @@ export const SETTINGS: readonly SettingRow[] = [
   {
     id: 'forged-source-4',
     family: 4,
-    settings: ({ tunnel }) => [{ path: `net/ipv4/conf/${tunnel}/rp_filter`, value: '1' }],
+    settings: ({ tunnels }) => each(tunnels, 'rp_filter', '1'),
     attack: "a client sends with somebody else's address, to have him answered or blamed",
     why: 'a source that is not routed back into the tunnel is forged',
   },
   {
     id: 'send-redirects',
     family: 4,
-    settings: ({ tunnel }) => [
-      { path: 'net/ipv4/conf/all/send_redirects', value: '0' },
-      { path: `net/ipv4/conf/${tunnel}/send_redirects`, value: '0' },
-    ],
+    settings: ({ tunnels }) => each(['all', ...tunnels], 'send_redirects', '0'),
     attack: 'the exit tells a client about a way around it, and about its neighbours',
     why: 'it is off only where both are',
   },
   {
     id: 'accept-redirects',
     family: 4,
-    settings: ({ tunnel }) => [{ path: `net/ipv4/conf/${tunnel}/accept_redirects`, value: '0' }],
+    settings: ({ tunnels }) => each(tunnels, 'accept_redirects', '0'),
     attack: "a client changes the exit's routes, and gets others' packets",
     why: 'a kernel that forwards takes them only where this and the setting for all are on',
   },
   {
     id: 'source-routes',
     family: 4,
-    settings: ({ tunnel }) => [{ path: `net/ipv4/conf/${tunnel}/accept_source_route`, value: '0' }],
+    settings: ({ tunnels }) => each(tunnels, 'accept_source_route', '0'),
     attack: "a client's packet chooses its way past the rules, by way of the exit's own addresses",
     why: 'nothing honest uses them',
   },

@@ -12,6 +12,7 @@ import { type HostObservation, type HostWish, settingContext } from './host.ts';
 import { PLACES, type Place } from './rules.ts';
 import { isSet } from './sysctls.ts';
 import type { Table } from './table.ts';
+import { tunnelNames } from './tunnels.ts';
 
 export interface Finding {
   /** Row of the table, or what else was looked at. */
@@ -27,21 +28,21 @@ export interface Finding {
   readonly attack: string;
 }
 
-/** Everything that is to hold of an exit, in the order of the table. */
-export function verifyHost(tunnel: string, wish: HostWish, seen: HostObservation): Finding[] {
+/** Everything that is to hold of an exit, in the order of the table. @param first name of its first tunnel interface */
+export function verifyHost(first: string, wish: HostWish, seen: HostObservation): Finding[] {
   return [
     ...FAMILIES.flatMap((family) => {
       const context = ruleContext(family, wish.config, seen, wish.choices, wish.gates);
       return verifyFirewall(seen.firewall[family], context, wish.table);
     }),
-    ...verifySettings(tunnel, wish, seen),
-    {
+    ...verifySettings(first, wish, seen),
+    ...tunnelNames(first, wish.config).map((name) => ({
       id: 'tunnel',
       family: null,
-      holds: seen.link?.up === true,
-      expected: `${tunnel} is up`,
+      holds: seen.links.get(name)?.up === true,
+      expected: `${name} is up`,
       attack: 'none: there is no service without it',
-    },
+    })),
   ];
 }
 
@@ -151,8 +152,8 @@ function verifyPolicies(
     });
 }
 
-function verifySettings(tunnel: string, { config, table }: HostWish, seen: HostObservation): Finding[] {
-  const context = settingContext(tunnel, config, seen);
+function verifySettings(first: string, { config, table }: HostWish, seen: HostObservation): Finding[] {
+  const context = settingContext(first, config, seen);
   return [...table.settings, ...table.forwarding].flatMap(({ id, family = null, attack, settings }) =>
     settings(context).flatMap((setting) => {
       const found = seen.sysctls.get(setting.path) ?? null;

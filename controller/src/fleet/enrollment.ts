@@ -5,6 +5,7 @@
  * have been lost on the way.
  */
 import { createHash } from 'node:crypto';
+import { portOf } from '@katafract/shared/addresses';
 import type { EnrollRequest, EnrollResponse, JoinToken } from '@katafract/shared/enroll';
 import { ENROLLING, JoinToken as JoinTokenSchema, splitJoinToken } from '@katafract/shared/enroll';
 import { KatafractError } from '@katafract/shared/errors';
@@ -21,6 +22,7 @@ export interface JoinTokenRequest {
   readonly node: NodeId;
   readonly endpoint?: Endpoint | undefined;
   readonly capacity: number;
+  readonly tunnels: number;
   readonly expiresInSeconds: number;
 }
 
@@ -30,6 +32,7 @@ interface TokenRow {
   node: NodeId;
   endpoint: Endpoint | null;
   capacity: number;
+  tunnels: number;
   usedBy: string | null;
 }
 
@@ -46,7 +49,7 @@ export const joinTokenOf = (secret: Uint8Array, pin: string): JoinToken =>
 /**
  * Makes a join token. The token itself is in the answer and nowhere else; repeated with its Idempotency-Key the request
  * gives the same one.
- * @throws KatafractError `region_unknown` (422), `node_exists` (409), and of `onceOnly`
+ * @throws KatafractError `region_unknown`, `ports_out_of_range` (422), `node_exists` (409), and of `onceOnly`
  */
 export async function mintJoinToken(
   deps: EnrollmentDeps,
@@ -62,12 +65,13 @@ export async function mintJoinToken(
     const before = await once.seen(tx);
     if (before !== null) return expiryOf(tx.sql, before);
     fleet.roster.region(request.region);
+    if (request.endpoint) checkPorts(portOf(request.endpoint), request.tunnels);
     if (fleet.roster.has(request.node)) throw nodeExists(request.node);
     const expiresAt = new Date(now + request.expiresInSeconds * 1000);
     await tx.sql`
-      insert into join_tokens (id, hash, region_id, node_id, endpoint, capacity, created_by, expires_at)
+      insert into join_tokens (id, hash, region_id, node_id, endpoint, capacity, tunnels, created_by, expires_at)
       values (${id}, ${hashOf(secret.toString('base64url'))}, ${request.region}, ${request.node}, ${request.endpoint ?? null},
-              ${request.capacity}, ${asked.operator}, ${expiresAt})`;
+              ${request.capacity}, ${request.tunnels}, ${asked.operator}, ${expiresAt})`;
     const detail = { region: request.region, expiresAt: expiresAt.toISOString() };
     await audit.record(tx, [
       {
@@ -92,7 +96,7 @@ async function expiryOf(sql: Sql, id: string): Promise<Date> {
 /**
  * Takes a machine into the fleet.
  * @throws KatafractError `join_token_invalid` (401) unknown, expired or used by another; `enroll_proof_invalid` (401);
- * `endpoint_required` (422); `node_exists`, `wireguard_key_in_use` (409)
+ * `endpoint_required`, `ports_out_of_range` (422); `node_exists`, `wireguard_key_in_use` (409)
  */
 export async function enroll(deps: EnrollmentDeps, request: EnrollRequest): Promise<EnrollResponse> {
   const key = await importJWK(request.identity, 'EdDSA');
@@ -142,7 +146,7 @@ export async function enroll(deps: EnrollmentDeps, request: EnrollRequest): Prom
 /** Uses the token up under its row's lock. */
 async function takeToken(sql: Sql, token: JoinToken, thumbprint: string, now: Date): Promise<TokenRow> {
   const [row] = await sql<TokenRow[]>`
-    select id, region_id as region, node_id as node, endpoint, capacity, used_by as "usedBy" from join_tokens
+    select id, region_id as region, node_id as node, endpoint, capacity, tunnels, used_by as "usedBy" from join_tokens
     where hash = ${hashOf(splitJoinToken(token).secret)} and expires_at > ${now} for update`;
   if (!row || (row.usedBy !== null && row.usedBy !== thumbprint)) {
     throw new KatafractError('join_token_invalid', 'the join token is unknown, expired or used', {
@@ -166,12 +170,13 @@ async function insertNode(sql: Sql, request: EnrollRequest, token: TokenRow, now
       },
     );
   }
-  const port = Number(endpoint.slice(endpoint.lastIndexOf(':') + 1));
+  const port = portOf(endpoint);
+  checkPorts(port, token.tunnels);
   const upkeep = await upkeepOfNew(sql, token.region, now);
   await sql`
-    insert into nodes (id, region_id, endpoint, public_key, identity, listen_port, mtu, capacity, upkeep)
+    insert into nodes (id, region_id, endpoint, public_key, identity, listen_port, tunnels, mtu, capacity, upkeep)
     values (${token.node}, ${token.region}, ${endpoint}, ${request.publicKey}, ${sql.json(request.identity)},
-            ${port}, ${DEFAULT_MTU}, ${token.capacity}, ${sql.json(upkeep)})`;
+            ${port}, ${token.tunnels}, ${DEFAULT_MTU}, ${token.capacity}, ${sql.json(upkeep)})`;
 }
 
 async function answer(deps: EnrollmentDeps, node: NodeId): Promise<EnrollResponse> {
@@ -181,9 +186,10 @@ async function answer(deps: EnrollmentDeps, node: NodeId): Promise<EnrollRespons
       endpoint: Endpoint;
       lineage: EnrollResponse['lineage'];
       listenPort: number;
+      tunnels: number;
       mtu: number;
     }[]
-  >`select region_id as region, endpoint, lineage::float8, listen_port as "listenPort", mtu from nodes where id = ${node}`;
+  >`select region_id as region, endpoint, lineage::float8, listen_port as "listenPort", tunnels, mtu from nodes where id = ${node}`;
   if (!row) throw new KatafractError('join_token_invalid', 'the node is gone', { status: 401 });
   return {
     node,
@@ -194,6 +200,17 @@ async function answer(deps: EnrollmentDeps, node: NodeId): Promise<EnrollRespons
     broker: deps.broker,
     config: deps.fleet.configOf({ ...row, upkeep: null }, { haven: null, sshFromMesh: false }),
   };
+}
+
+/**
+ * Each tunnel interface answers on a port of its own, one after the other.
+ * @throws KatafractError `ports_out_of_range` (422)
+ */
+export function checkPorts(first: number, tunnels: number): void {
+  if (first + tunnels - 1 <= 65_535) return;
+  throw new KatafractError('ports_out_of_range', `there are no ${tunnels} ports from ${first} on`, {
+    status: 422,
+  });
 }
 
 function nodeExists(node: string): KatafractError {

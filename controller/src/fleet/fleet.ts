@@ -249,10 +249,11 @@ export class Fleet {
   }
 
   /** What a node with this row is configured to. */
-  configOf: log.ConfigOf = ({ listenPort, mtu, upkeep }, { haven, sshFromMesh }): NodeConfig => {
+  configOf: log.ConfigOf = ({ listenPort, tunnels, mtu, upkeep }, { haven, sshFromMesh }): NodeConfig => {
     const { prefix4, prefix6 } = this.#deps.plan;
     return {
       listenPort,
+      ...(tunnels === 1 ? {} : { tunnels }),
       mtu,
       gateway4: Cidr4.parse(`${this.gateway.ipv4}/${prefix4}`),
       gateway6: Cidr6.parse(`${this.gateway.ipv6}/${prefix6}`),

@@ -106,6 +106,7 @@ interface HeadRow {
   allowShrink: boolean;
   configGeneration: number;
   listenPort: number;
+  tunnels: number;
   mtu: number;
   upkeep: Upkeep | null;
 }
@@ -125,7 +126,7 @@ interface LogRow extends HeadRow {
 
 /** Where a node's config comes from besides its rows: the fleet's address plan. */
 export type ConfigOf = (
-  row: Pick<HeadRow, 'listenPort' | 'mtu' | 'upkeep'>,
+  row: Pick<HeadRow, 'listenPort' | 'tunnels' | 'mtu' | 'upkeep'>,
   region: RegionConfig,
 ) => NodeConfig;
 
@@ -143,7 +144,7 @@ function regionOf(rows: readonly LogRow[]): RegionConfig {
 const headColumns = (sql: Sql) => sql`
   n.lineage::float8, n.generation::float8, n.digest::text, n.swept_generation::float8 as swept,
   (n.allow_shrink or n.state in ('draining', 'drained')) as "allowShrink", n.config_generation::float8 as "configGeneration",
-  n.listen_port as "listenPort", n.mtu, n.upkeep`;
+  n.listen_port as "listenPort", n.tunnels, n.mtu, n.upkeep`;
 
 function toHead({ lineage, generation, digest, swept }: HeadRow): Head {
   return { lineage, generation, digest: bitsToDigest(digest), swept };

@@ -1,4 +1,5 @@
 /** What operators do to regions and nodes, and the lists they and the apps read. */
+import { portOf } from '@katafract/shared/addresses';
 import type { Region } from '@katafract/shared/api';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Endpoint, NodeId } from '@katafract/shared/units';
@@ -6,6 +7,7 @@ import type { Heartbeat } from '@katafract/shared/uplink';
 import { type Audit, actorOf } from '../audit/audit.ts';
 import type { Database } from '../platform/db.ts';
 import type { Bus } from './bus.ts';
+import { checkPorts } from './enrollment.ts';
 import type { Fleet } from './fleet.ts';
 import type { HealthReason, HealthState } from './health.ts';
 import { nodeUnknown } from './log.ts';
@@ -48,6 +50,7 @@ export interface NodeView {
   provider: string | null;
   bandwidthMbit: number | null;
   endpoint: Endpoint;
+  tunnels: number;
   publicKey: string;
   capacity: number;
   peers: number;
@@ -72,7 +75,7 @@ export function inAWord(lifecycle: NodeState, health: HealthState | undefined): 
 export async function nodeList(deps: OperationsDeps, only?: NodeId): Promise<NodeView[]> {
   const { sql } = deps.db;
   const rows = await sql<StoredNode[]>`
-    select n.id, n.region_id as region, n.state as lifecycle, n.endpoint, n.public_key as "publicKey", n.capacity,
+    select n.id, n.region_id as region, n.state as lifecycle, n.endpoint, n.tunnels, n.public_key as "publicKey", n.capacity,
            n.provider, n.bandwidth_mbit as "bandwidthMbit", n.peer_count as peers,
            r.agent_version as "agentVersion", r.last_seen_at as "lastSeenAt", r.health,
            case when h.state is null then null
@@ -99,7 +102,10 @@ export interface NodeChange {
   allowShrink?: boolean | undefined;
 }
 
-/** @throws KatafractError `node_unknown` (404), `node_retired` (409), `node_draining` (409) for another state then */
+/**
+ * @throws KatafractError `node_unknown` (404), `node_retired` (409), `node_draining` (409) for another state then,
+ * `ports_out_of_range` (422)
+ */
 export async function changeNode(
   deps: OperationsDeps,
   node: NodeId,
@@ -108,8 +114,11 @@ export async function changeNode(
 ): Promise<NodeView> {
   const reconfigures = change.listenPort !== undefined || change.mtu !== undefined;
   await deps.db.transaction(async (tx) => {
-    const [row] = await tx.sql<{ state: string }[]>`select state from nodes where id = ${node} for update`;
+    const [row] = await tx.sql<{ state: string; tunnels: number }[]>`
+      select state, tunnels from nodes where id = ${node} for update`;
     if (!row) throw nodeUnknown(node);
+    if (change.listenPort !== undefined) checkPorts(change.listenPort, row.tunnels);
+    if (change.endpoint !== undefined) checkPorts(portOf(change.endpoint), row.tunnels);
     if (row.state === 'retired')
       throw new KatafractError('node_retired', `${node} is retired`, { status: 409 });
     if (row.state === 'draining' && change.state !== undefined)

@@ -25,7 +25,9 @@ export interface RegionRow {
 export interface RosterNode extends Candidate {
   /** What its line carries, in Mbit/s; null where nobody said. */
   readonly bandwidthMbit: number | null;
+  /** Of its first tunnel interface; the others answer on the ports after it. */
   readonly endpoint: Endpoint;
+  readonly tunnels: number;
   readonly publicKey: PublicKey;
   /** It updates or reboots, and may be silent until then, in milliseconds since the epoch; null where it does not. */
   readonly maintenanceUntil: number | null;
@@ -47,6 +49,7 @@ interface NodeRow {
   health: HealthState;
   provider: string | null;
   endpoint: Endpoint;
+  tunnels: number;
   publicKey: PublicKey;
   capacity: number;
   bandwidthMbit: number | null;
@@ -80,7 +83,7 @@ export class Roster {
       sql<RegionRow[]>`select id, name, country, latitude, longitude from regions order by id`,
       sql<NodeRow[]>`
         select n.id, n.region_id as region, n.state, coalesce(h.state, 'ok') as health, n.provider, n.endpoint,
-               n.public_key as "publicKey", n.capacity, n.bandwidth_mbit as "bandwidthMbit",
+               n.tunnels, n.public_key as "publicKey", n.capacity, n.bandwidth_mbit as "bandwidthMbit",
                n.peer_count as "peerCount", n.maintenance_until as "maintenanceUntil", r.last_seen_at as "lastSeen"
         from nodes n left join node_reports r on r.node_id = n.id left join node_health h on h.node_id = n.id
         ${only ? sql`where n.id = any(${only as readonly string[] as string[]}::text[])` : sql``}

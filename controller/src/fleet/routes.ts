@@ -1,5 +1,6 @@
 /** HTTP of the fleet: the region list for apps, enrollment for nodes, nodes and join tokens for operators. */
 import { createRoute, z } from '@hono/zod-openapi';
+import { ADDRESS_PARTS } from '@katafract/shared/addresses';
 import { RegionList } from '@katafract/shared/api';
 import { EnrollRequest, EnrollResponse, JoinToken } from '@katafract/shared/enroll';
 import { SIGNATURE_HEADER } from '@katafract/shared/signed-body';
@@ -52,7 +53,9 @@ const NodeView = z.object({
     .nullable(),
   provider: z.string().nullable(),
   bandwidthMbit: z.number().int().nullable(),
+  /** Of its first tunnel interface; the others answer on the ports after it. */
   endpoint: Endpoint,
+  tunnels: z.number().int(),
   publicKey: z.string(),
   capacity: z.number().int(),
   peers: z.number().int(),
@@ -83,6 +86,8 @@ const JoinTokenInput = z.strictObject({
   node: NodeId,
   endpoint: Endpoint.optional(),
   capacity: z.number().int().min(1).max(1_000_000).default(20_000),
+  /** WireGuard interfaces that its clients are spread over, on as many ports from the endpoint's on; never changes. */
+  tunnels: z.number().int().min(1).max(ADDRESS_PARTS).default(1),
   expiresInSeconds: z.number().int().min(60).max(604_800).default(3600),
 });
 

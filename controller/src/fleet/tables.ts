@@ -77,6 +77,8 @@ export const nodes = pgTable(
     publicKey: text('public_key').$type<PublicKey>().notNull().unique(),
     identity: jsonb().$type<NodePublicJwk>().notNull(),
     listenPort: integer('listen_port').notNull(),
+    /** Tunnel interfaces, for as long as the node lives: where a client's packets go follows from it. */
+    tunnels: integer().notNull().default(1),
     mtu: integer().notNull(),
     /** Peers it may carry. */
     capacity: integer().notNull(),
@@ -240,6 +242,8 @@ export const joinTokens = pgTable('join_tokens', {
   nodeId: text('node_id').$type<NodeId>().notNull(),
   endpoint: text().$type<Endpoint>(),
   capacity: integer().notNull(),
+  /** Tunnel interfaces that the node will have. */
+  tunnels: integer().notNull().default(1),
   createdBy: text('created_by').notNull(),
   createdAt: when('created_at').notNull().defaultNow(),
   expiresAt: when('expires_at').notNull(),

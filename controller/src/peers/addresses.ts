@@ -1,52 +1,80 @@
 /**
- * The address pool in SQL. Never-used indexes come first, by advancing one counter; then those whose rest is over, the
- * longest rested first. Both are O(1) at any fill, and neither is visible unless the transaction commits.
+ * The address pool in SQL. Never-used indexes come first, by advancing one counter of draws; then those whose rest is
+ * over, the longest rested first. Both are O(1) at any fill, and neither is visible unless the transaction commits.
  */
-import type { AddressPlan } from '@katafract/shared/addresses';
+import { type AddressPlan, drawsOf, indexOfDraw } from '@katafract/shared/addresses';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Sql } from '../platform/db.ts';
 
-/** Makes the pool's row on the first start. */
+/**
+ * Makes the pool's row on the first start.
+ * @throws KatafractError `address_pool_resized`: draws of a pool of another size give indexes that are taken
+ */
 export async function initPool(sql: Sql, plan: AddressPlan): Promise<void> {
-  await sql`insert into address_pool (id, next_index) values (1, ${plan.first}) on conflict do nothing`;
+  const [pool] = await sql<{ prefix: number }[]>`
+    insert into address_pool (id, drawn, sequential_until, prefix4) values (1, 0, ${plan.first}, ${plan.prefix4})
+    on conflict (id) do update set prefix4 = coalesce(address_pool.prefix4, excluded.prefix4)
+    returning prefix4 as prefix`;
+  if (pool?.prefix === plan.prefix4) return;
+  throw new KatafractError(
+    'address_pool_resized',
+    `KATAFRACT_TUNNEL_IPV4 was a /${pool?.prefix} when this database was made, and has to stay one`,
+  );
 }
 
-/** Locks the pool for the rest of the transaction. @returns the first index that was never given out */
-export async function lockPool(sql: Sql): Promise<number> {
-  const [pool] = await sql<{ next: number }[]>`
-    select next_index as next from address_pool where id = 1 for update`;
+export interface Pool {
+  /** Draws so far: the next one is of this number. */
+  readonly drawn: number;
+  /** Indexes below were given out one after the other, before draws spread them. */
+  readonly sequentialUntil: number;
+}
+
+/** Locks the pool for the rest of the transaction. */
+export async function lockPool(sql: Sql): Promise<Pool> {
+  const [pool] = await sql<Pool[]>`
+    select drawn, sequential_until as "sequentialUntil" from address_pool where id = 1 for update`;
   if (!pool) throw new KatafractError('address_pool_missing', 'the address pool was never initialised');
-  return pool.next;
+  return pool;
 }
 
 export interface Taken {
   readonly indexes: readonly number[];
-  /** The first never-used index from now on: the caller writes it down in its transaction (`address_pool`). */
-  readonly next: number;
+  /** From now on: the caller writes it down in its transaction (`address_pool`). */
+  readonly drawn: number;
 }
 
 /**
  * Takes up to `count` indexes of the locked pool; fewer where it has no more to give. Costs no statement while there
  * are never-used ones.
- * @param next of lockPool
  * @param restedBefore a freed index may be reused if it was freed before this
  */
 export async function takeIndexes(
   sql: Sql,
   plan: AddressPlan,
-  next: number,
+  pool: Pool,
   count: number,
   restedBefore: Date,
 ): Promise<Taken> {
-  const fresh = Math.max(0, Math.min(count, plan.last + 1 - next));
-  const indexes = Array.from({ length: fresh }, (_, offset) => next + offset);
-  if (fresh === count) return { indexes, next: next + fresh };
+  const { indexes, drawn } = draw(plan, pool, count);
+  if (indexes.length === count) return { indexes, drawn };
   const rested = await sql<{ index: number }[]>`
     delete from resting_addresses where address_index in (
       select address_index from resting_addresses where released_at < ${restedBefore}
-      order by released_at limit ${count - fresh} for update skip locked)
+      order by released_at limit ${count - indexes.length} for update skip locked)
     returning address_index as index`;
-  return { indexes: [...indexes, ...rested.map((row) => row.index)], next: next + fresh };
+  return { indexes: [...indexes, ...rested.map((row) => row.index)], drawn };
+}
+
+/** Up to `count` never-used indexes. Draws that give none are passed over, each once in the pool's life. */
+export function draw(plan: AddressPlan, pool: Pool, count: number): Taken {
+  const indexes: number[] = [];
+  const first = Math.max(plan.first, pool.sequentialUntil);
+  let { drawn } = pool;
+  for (; indexes.length < count && drawn < drawsOf(plan); drawn++) {
+    const index = indexOfDraw(plan, drawn);
+    if (index >= first && index <= plan.last) indexes.push(index);
+  }
+  return { indexes, drawn };
 }
 
 /** Puts freed indexes to rest. */

@@ -2,7 +2,7 @@
  * The only door of the peers domain. Every operation is one transaction that writes the rows, the nodes' logs and the
  * audit entry together, and afterwards waits for the exits to say that their kernels have it.
  */
-import { type AddressPlan, addressesAt } from '@katafract/shared/addresses';
+import { type AddressPlan, addressesAt, endpointAfter, tunnelOf } from '@katafract/shared/addresses';
 import type { Peer, RemovedPeer } from '@katafract/shared/api';
 import type { Clock } from '@katafract/shared/clock';
 import type { Jkt } from '@katafract/shared/dpop';
@@ -398,9 +398,10 @@ export class Peers {
     const { fleet, plan } = this.#deps;
     const addresses = addressesAt(plan, row.addressIndex);
     const exits = row.placements.map(({ node: id, role, generation }) => {
-      const { region, endpoint, publicKey } = fleet.roster.node(id);
+      const { region, endpoint, tunnels, publicKey } = fleet.roster.node(id);
       const status = fleet.holds(id, generation) ? ('active' as const) : ('pending' as const);
-      return { node: id, region, endpoint, publicKey, role, status };
+      const at = endpointAfter(endpoint, tunnelOf(plan, row.addressIndex, tunnels));
+      return { node: id, region, endpoint: at, publicKey, role, status };
     });
     const { ipv4, ipv6 } = fleet.gateway;
     const [primary] = exits;

@@ -69,7 +69,7 @@ export async function provisionBatch(
     const given = grants.filter((one): one is Grant => one !== null);
     // the peers first: a key that a rotation is taking at the same time is waited for before any node is locked,
     // as everywhere (see store.lockPeer), or the two could wait for each other
-    const inserted = Promise.all(insert(deps, tx, given, taken.next, now));
+    const inserted = Promise.all(insert(deps, tx, given, taken.drawn, now));
     const [{ advances, announce }] = await Promise.all([
       deps.fleet.commit(
         tx,
@@ -152,13 +152,13 @@ function rowsOf(plan: AddressPlan, { wish, id, index, exits }: Grant): RowChange
 
 /**
  * Rows travel as one JSON parameter: a statement with a parameter a row would be planned anew for every batch size.
- * @param next how far the address pool is used now
+ * @param drawn how far the address pool is used now
  */
 function insert(
   deps: ProvisionDeps,
   tx: Tx,
   grants: readonly Grant[],
-  next: number,
+  drawn: number,
   now: Date,
 ): Promise<unknown>[] {
   if (grants.length === 0) return [];
@@ -184,7 +184,7 @@ function insert(
         update subscriptions s set peer_count = s.peer_count + g.count
         from (select subscription as id, count(*)::int as count from granted group by 1) g where s.id = g.id
       ), moved as (
-        update address_pool set next_index = ${next} where id = 1
+        update address_pool set drawn = ${drawn} where id = 1
       )
       insert into idempotency_keys (scope, key, request_hash, resource_id, created_at)
       select scope, repeat->>'key', repeat->>'requestHash', id, ${now} from granted where scope is not null`,

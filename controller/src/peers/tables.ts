@@ -30,10 +30,14 @@ export const peers = pgTable(
   (table) => [index('peers_subscription').on(table.subscriptionId, table.id)],
 );
 
-/** One row: the first index never given out. Taking the next one is a single-row update. */
+/** One row: how many of the pool's draws were made. Making the next one is a single-row update. */
 export const addressPool = pgTable('address_pool', {
   id: integer().primaryKey(),
-  nextIndex: integer('next_index').notNull(),
+  drawn: integer().notNull(),
+  /** Indexes below were given out one after the other, before draws spread them over the pool. */
+  sequentialUntil: integer('sequential_until').notNull(),
+  /** What draws are counted in; null until a controller that draws has started. */
+  prefix4: integer(),
 });
 
 /** Freed indexes, resting before they may be reused; the oldest comes first. */

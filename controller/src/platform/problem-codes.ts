@@ -57,6 +57,7 @@ export const PROBLEM_CODES: Readonly<Record<string, string>> = {
   operator_unknown: 'No operator of this name ever had a key',
   peer_exists: 'The peer is there already',
   peer_unknown: 'No such peer of this subscription',
+  ports_out_of_range: 'A node’s tunnel interfaces need more ports than there are from this one on',
   provider_off: 'The service does not get machines from this provider',
   public_key_in_use: 'Another peer has this public key',
   purchase_claimed: 'The purchase was made for another secret',

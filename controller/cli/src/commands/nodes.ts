@@ -33,6 +33,7 @@ interface JoinOptions {
   readonly region: string;
   readonly endpoint?: string;
   readonly capacity?: number;
+  readonly tunnels?: number;
   readonly expires?: number;
 }
 
@@ -72,6 +73,7 @@ export function nodeCommands(program: Command, act: Act): void {
     .requiredOption('--region <region>', 'where it stands')
     .option('--endpoint <host:port>', 'its public WireGuard endpoint (default: what the machine says)')
     .option('--capacity <peers>', 'peers it may carry', asCount)
+    .option('--tunnels <n>', 'WireGuard interfaces, on as many ports (default: 1)', asCount)
     .option('--expires <time>', 'how long the token is good (30m, 24h)', asDuration)
     .action(act(joinToken));
 }
@@ -248,12 +250,13 @@ async function replace(context: Context, id: NodeId, { wait }: { wait?: Wait }):
 }
 
 async function joinToken(context: Context, node: NodeId, options: JoinOptions): Promise<void> {
-  const { region, endpoint, capacity, expires } = options;
+  const { region, endpoint, capacity, tunnels, expires } = options;
   const body = {
     node,
     region,
     ...(endpoint === undefined ? {} : { endpoint }),
     ...(capacity === undefined ? {} : { capacity }),
+    ...(tunnels === undefined ? {} : { tunnels }),
     ...(expires === undefined ? {} : { expiresInSeconds: expires }),
   };
   const asked = { schema: JoinTokenMade, body, makes: true };
