@@ -143,9 +143,9 @@ export class Exit extends Host {
     await this.powerOn();
   }
 
-  /** The kernel's peers; empty where there is no tunnel interface. */
-  async peers(): Promise<KernelPeer[]> {
-    const { code, stdout } = await this.run('wg', ['show', this.tunnel, 'dump']);
+  /** The kernel's peers on an interface; empty where there is none. */
+  async peers(tunnel: string = this.tunnel): Promise<KernelPeer[]> {
+    const { code, stdout } = await this.run('wg', ['show', tunnel, 'dump']);
     if (code !== 0) return [];
     const rows = stdout.trimEnd().split('\n').slice(1);
     return rows.map((row) => {

@@ -50,7 +50,13 @@ export interface RegionSpec {
 
 export interface LabOptions {
   readonly regions?: readonly RegionSpec[];
-  readonly exits: readonly { readonly name: string; readonly region: string; readonly capacity?: number }[];
+  readonly exits: readonly {
+    readonly name: string;
+    readonly region: string;
+    readonly capacity?: number;
+    /** WireGuard interfaces; one where absent. */
+    readonly tunnels?: number;
+  }[];
   readonly devices: number;
   /** Postgres for the controller; its own embedded one where absent. */
   readonly database?: string;
@@ -303,6 +309,7 @@ export class Lab extends Network {
       node: spec.name,
       endpoint: exit.endpoint,
       ...(spec.capacity === undefined ? {} : { capacity: spec.capacity }),
+      ...(spec.tunnels === undefined ? {} : { tunnels: spec.tunnels }),
     });
     await exit.enroll(this.controller.meshUrl, token);
   }
