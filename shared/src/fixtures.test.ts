@@ -2,6 +2,7 @@
 import { importJWK } from 'jose';
 import { describe, expect, it } from 'vitest';
 import desired from '../fixtures/1/desired.json' with { type: 'json' };
+import edge from '../fixtures/1/edge.json' with { type: 'json' };
 import enrollment from '../fixtures/1/enroll.json' with { type: 'json' };
 import nodeToken from '../fixtures/1/node-token.json' with { type: 'json' };
 import sigil from '../fixtures/1/sigil.json' with { type: 'json' };
@@ -68,6 +69,13 @@ describe('protocol 1', () => {
     expect(told).toEqual(delta.message);
     expect(told.config?.upkeep).toBeDefined();
     expect(Heartbeat.parse(heartbeat)).toEqual(heartbeat);
+  });
+
+  it('reads what a node is told of its filter, of SSH and of its tunnel interfaces', async () => {
+    const { stateKey, delta } = edge;
+    const told = await verifyDesired(delta.jws, await publicKey(stateKey), node);
+    expect(told).toEqual(delta.message);
+    expect([told.config?.haven, told.config?.sshFromMesh, told.config?.tunnels]).not.toContain(undefined);
   });
 
   it('accepts a node’s token at its time, and not long after', async () => {

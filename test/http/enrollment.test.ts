@@ -11,7 +11,7 @@ import { enroll } from '@katafract/agent/identity';
 import { systemClock } from '@katafract/shared/clock';
 import { type EnrollRequest, EnrollResponse, JoinToken, splitJoinToken } from '@katafract/shared/enroll';
 import { mintNodeToken, publicJwk } from '@katafract/shared/node-token';
-import { NodeId } from '@katafract/shared/units';
+import { Endpoint, NodeId } from '@katafract/shared/units';
 import { exportJWK, generateKeyPair } from 'jose';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { useDatabase } from '../database.ts';
@@ -46,6 +46,45 @@ async function machine(token: JoinToken): Promise<EnrollRequest> {
 }
 const send = (body: EnrollRequest) => controller.call('POST', '/v1/nodes/enroll', { body });
 const nodesOf = (node: string) => controller.ctx.db.sql`select 1 from nodes where id = ${node}`;
+
+it('a node has as many tunnel interfaces as its token says, and a peer is told the port of its own', async () => {
+  const { node, token } = await joinToken({ tunnels: 3 });
+  const answer = await controller.call('POST', '/v1/nodes/enroll', { body: await machine(token) });
+  expect(EnrollResponse.parse(answer.body).config).toMatchObject({ listenPort: 51820, tunnels: 3 });
+  const nodes = await controller.operate<{ items: { id: string }[] }>('GET', '/v1/admin/nodes');
+  expect(nodes.items.find(({ id }) => id === node)).toMatchObject({
+    tunnels: 3,
+    endpoint: '192.0.2.1:51820',
+  });
+  const one = await machine((await joinToken()).token);
+  expect(EnrollResponse.parse((await send(one)).body).config.tunnels).toBeUndefined();
+});
+
+it('a node needs a port for each of its tunnel interfaces', async () => {
+  const mint = (wish: object) =>
+    controller.call('POST', '/v1/admin/join-tokens', {
+      token: controller.operatorToken,
+      body: { region: 'fra', node: `fra-${++count}`, ...wish },
+    });
+  expect(await mint({ tunnels: 0 })).toMatchObject({ status: 400 });
+  expect(await mint({ tunnels: 9 })).toMatchObject({ status: 400 });
+  expect(await mint({ tunnels: 2, endpoint: '192.0.2.1:65535' })).toMatchObject({
+    status: 422,
+    code: 'ports_out_of_range',
+  });
+  // where the machine itself says the endpoint
+  const { token } = await joinToken({ tunnels: 8, endpoint: undefined });
+  const late = { ...(await machine(token)), endpoint: Endpoint.parse('192.0.2.1:65530') };
+  expect(await send(late)).toMatchObject({ status: 422, code: 'ports_out_of_range' });
+  // the token is not used up by that
+  const good = { ...late, endpoint: Endpoint.parse('192.0.2.1:65528') };
+  expect(await send(good)).toMatchObject({ status: 201 });
+  const change = (body: object) =>
+    controller.call('PATCH', `/v1/admin/nodes/fra-${count}`, { token: controller.operatorToken, body });
+  expect(await change({ listenPort: 65_529 })).toMatchObject({ status: 422, code: 'ports_out_of_range' });
+  expect(await change({ endpoint: '192.0.2.1:65529' })).toMatchObject({ status: 422 });
+  expect(await change({ listenPort: 60_000 })).toMatchObject({ status: 200 });
+});
 
 it('a token makes exactly one node of fifty machines that bring it at once, and the log says so once', async () => {
   const { node, token } = await joinToken();

@@ -184,7 +184,7 @@ function operatorRoutes(api: Api, deps: FleetRoutesDeps): void {
     path: '/v1/admin/nodes/{id}',
     summary: 'Cordon a node, or change its capacity, provider, endpoint or configuration',
     request: { params: byNode, body: jsonBody(NodeChange) },
-    responses: { 200: json(NodeView, 'The node'), ...problems(400, 401, 404, 409, 413) },
+    responses: { 200: json(NodeView, 'The node'), ...problems(400, 401, 404, 409, 413, 422) },
   });
   api.openapi(change, async (c) => {
     const node = c.req.valid('param').id;
