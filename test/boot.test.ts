@@ -82,7 +82,7 @@ describe.skipIf(forbidden.status !== 0)('a machine', () => {
   const agentPid = () => property('katafract-agent', 'MainPID');
   /** Peers by the kernel, as any operator would look. */
   const peers = async () =>
-    (await machine.run('wg', ['show', 'wg0', 'peers'])).stdout.trim().split('\n').filter(Boolean);
+    (await machine.run('wg', ['show', 'all', 'peers'])).stdout.trim().split('\n').filter(Boolean);
 
   /** What a host is told that a name is; null where it gets no answer. */
   async function resolve(name: string, server = '10.64.0.1', from: Host = device): Promise<string | null> {

@@ -72,8 +72,9 @@ export class ServiceController {
     return call<T>(this.#publicApi, method, path, sigil, body);
   }
 
+  /** The node has two tunnels, each of which is to be as lasting as one. */
   async joinToken(node: string, endpoint: string): Promise<string> {
-    const body = { region: node.slice(0, 3), node, endpoint };
+    const body = { region: node.slice(0, 3), node, endpoint, tunnels: 2 };
     return (await this.operate<{ token: string }>('POST', '/v1/admin/join-tokens', body)).token;
   }
 
