@@ -1,12 +1,14 @@
 /**
  * (m) What the rules of an exit cost its clients: throughput in both directions and new connections a second through a
- * tunnel with the whole table, against the same tunnel with nothing but address translation. Rounds of both take turns.
+ * tunnel with the whole table, against the same tunnel with nothing but address translation.
+ *
+ * Throughput is of one iperf3 stream that goes on while the tables take turns under it, second by second, since whatever
+ * else the machine does changes more from minute to minute than the rules cost.
  */
 
 import { fileURLToPath } from 'node:url';
 import { TABLE, type Table } from '@katafract/agent/plan/table';
-import { Bed, FAMILIES, type Family, type Foreign, POOL, WEB } from '../isolation/bed.ts';
-import type { Host } from '../lab/host.ts';
+import { Bed, FAMILIES, type Family, WEB } from '../isolation/bed.ts';
 import type { Report } from './report.ts';
 import { median, pairedRatio } from './stats.ts';
 
@@ -14,103 +16,173 @@ const CONNECTIONS = fileURLToPath(new URL('work/connections.mjs', import.meta.ur
 const GOALS = { throughput: 0.97, connections: 0.9 };
 const PORTS = { iperf: 5201, connections: 8088 };
 
+/**
+ * All of the table but one setting that costs nothing: without rules, a packet that is out of the window goes to the exit
+ * itself, which resets the stream, so the window is left unchecked while tables take turns.
+ */
+const WHOLE: Table = { ...TABLE, settings: TABLE.settings.filter(({ id }) => id !== 'window-check') };
 /** A tunnel as everybody sets one up first. */
-const NOTHING: Table = { rules: [], policies: [], settings: [], forwarding: TABLE.forwarding };
-const NAT: Foreign = {
-  4: `*nat\n-A POSTROUTING -s ${POOL[4]} -o eth0 -j MASQUERADE\nCOMMIT\n`,
-  6: `*nat\n-A POSTROUTING -s ${POOL[6]} -o eth0 -j MASQUERADE\nCOMMIT\n`,
+const BARE: Table = {
+  rules: [
+    {
+      id: 'translate',
+      place: 'nat POSTROUTING',
+      rules: ({ subnet, uplink }) => [`-s ${subnet.pool} -o ${uplink} -j MASQUERADE`],
+      attack: 'none: this is the service',
+      why: 'there is no way back to an address of the tunnel',
+    },
+  ],
+  policies: [],
+  settings: [],
+  forwarding: TABLE.forwarding,
 };
 
-interface Measured {
-  /** Bits a second. */
-  readonly up: number;
-  readonly down: number;
-  /** A second. */
-  readonly connections: number;
+/** What is counted, with bare and whole table in turns; both of a turn at one time, but for seconds. */
+interface Turn {
+  readonly bare: number;
+  readonly whole: number;
+}
+const KINDS = ['up', 'down', 'connections'] as const;
+type Kind = (typeof KINDS)[number];
+const TITLES: Readonly<Record<Kind, string>> = {
+  up: 'to the internet',
+  down: 'from the internet',
+  connections: 'new connections',
+};
+/** Until a table that was changed is taken as settled, in ms. */
+const SETTLE_MS = 300;
+const WINDOW_MS = 1000;
+
+const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Puts a table in force; connections that are open stay so. */
+const enforce = {
+  bare: (bed: Bed) => bed.enforce(BARE, { keep: true }),
+  whole: (bed: Bed) => bed.enforce(WHOLE, { keep: true }),
+} as const;
+
+/** Both tables after each other; whoever is first has an advantage or the opposite, so each is in half of the turns. */
+async function takeTurns(
+  bed: Bed,
+  turns: number,
+  measure: () => Promise<number>,
+  told: (done: number) => void,
+): Promise<Turn[]> {
+  const all: Turn[] = [];
+  for (let done = 0; done < turns; done++) {
+    const turn = { bare: 0, whole: 0 };
+    const order = done % 2 === 0 ? (['bare', 'whole'] as const) : (['whole', 'bare'] as const);
+    for (const table of order) {
+      await enforce[table](bed);
+      await pause(SETTLE_MS);
+      turn[table] = await measure();
+    }
+    all.push(turn);
+    told(done + 1);
+  }
+  return all;
 }
 
-async function throughput(from: Host, to: string, seconds: number, reverse: boolean): Promise<number> {
-  const way = reverse ? ['--reverse'] : [];
-  const options = ['--port', String(PORTS.iperf), '--time', String(seconds), '--omit', '1', '--json'];
-  const answer = JSON.parse(await from.exec('iperf3', ['--client', to, ...options, ...way])) as {
-    end: { sum_received: { bits_per_second: number } };
-  };
-  return answer.end.sum_received.bits_per_second;
+/** Bits a second that the tunnel of a client carries, while a stream goes through it. */
+async function throughput(
+  bed: Bed,
+  family: Family,
+  way: 'up' | 'down',
+  turns: number,
+  told: (done: number) => void,
+): Promise<Turn[]> {
+  const { device, interface: tunnel } = bed.alice;
+  const counter = `/sys/class/net/${tunnel}/statistics/${way === 'up' ? 'rx' : 'tx'}_bytes`;
+  const look = async () => ({ bytes: Number(await bed.exit.exec('cat', [counter])), at: performance.now() });
+  const options = ['--port', String(PORTS.iperf), '--time', '3600', ...(way === 'up' ? [] : ['--reverse'])];
+  await bed.enforce(WHOLE);
+  const stream = device.start(`iperf-${way}${family}`, 'iperf3', [
+    '--client',
+    WEB[family],
+    '--forceflush',
+    ...options,
+  ]);
+  try {
+    await stream.waitFor(/bits\/sec/);
+    return await takeTurns(
+      bed,
+      turns,
+      async () => {
+        const before = await look();
+        await pause(WINDOW_MS);
+        const after = await look();
+        if (!stream.running) throw new Error(`iperf3 ended: ${stream.log.tail()}`);
+        if (after.bytes === before.bytes) throw new Error('nothing came through the tunnel');
+        return ((after.bytes - before.bytes) * 8000) / (after.at - before.at);
+      },
+      told,
+    );
+  } finally {
+    await stream.stop('SIGTERM');
+  }
 }
 
-async function round(bed: Bed, family: Family, seconds: number): Promise<Measured> {
-  const { device } = bed.alice;
-  const to = WEB[family];
-  const up = await throughput(device, to, seconds, false);
-  const down = await throughput(device, to, seconds, true);
-  const words = [CONNECTIONS, 'open', to, String(PORTS.connections), String(seconds)];
-  const opened = Number(await device.exec(process.execPath, words));
-  return { up, down, connections: opened / seconds };
+/** Connections a second that are opened through it. */
+function connections(bed: Bed, family: Family, turns: number, told: (done: number) => void): Promise<Turn[]> {
+  const words = [CONNECTIONS, 'open', WEB[family], String(PORTS.connections), String(WINDOW_MS / 1000)];
+  return takeTurns(
+    bed,
+    turns,
+    async () => {
+      // entries of the turn before would still be there
+      await bed.forget();
+      return (Number(await bed.alice.device.exec(process.execPath, words)) * 1000) / WINDOW_MS;
+    },
+    told,
+  );
 }
 
-export async function measureEdge(report: Report, how: { rounds: number; seconds: number }): Promise<void> {
+export async function measureEdge(report: Report, how: { turns: number }): Promise<void> {
   const bed = await Bed.make();
   try {
-    for (const family of FAMILIES) await measureFamily(bed, family, report, how);
+    for (const family of FAMILIES) await measureFamily(bed, family, report, how.turns);
   } finally {
     await bed.close();
   }
 }
 
-async function measureFamily(
-  bed: Bed,
-  family: Family,
-  report: Report,
-  { rounds, seconds }: { rounds: number; seconds: number },
-): Promise<void> {
+async function measureFamily(bed: Bed, family: Family, report: Report, turns: number): Promise<void> {
   const { inet } = bed;
+  const told = (kind: Kind) => (done: number) =>
+    report.step(`rules of IPv${family}, ${TITLES[kind]}: turn ${done} of ${turns}`);
   const iperf = inet.start(`iperf${family}`, 'iperf3', ['--server', '--bind', WEB[family], '--forceflush']);
   const words = [CONNECTIONS, 'serve', WEB[family], String(PORTS.connections)];
   const server = inet.start(`connections${family}`, process.execPath, words);
   try {
     await Promise.all([iperf.waitFor(/listening/), server.waitFor(/ready/)]);
-    const bare: Measured[] = [];
-    const whole: Measured[] = [];
-    for (let done = 0; done < rounds; done++) {
-      const turns = [
-        async () => {
-          await bed.enforce(NOTHING, { foreign: NAT });
-          bare.push(await round(bed, family, seconds));
-        },
-        async () => {
-          await bed.enforce(TABLE);
-          whole.push(await round(bed, family, seconds));
-        },
-      ];
-      // whoever is first has an advantage or the opposite: each is in half of the rounds
-      for (const turn of done % 2 === 0 ? turns : turns.reverse()) await turn();
-      report.step(`rules of IPv${family}: round ${done + 1} of ${rounds}`);
-    }
-    tell(report, family, bare, whole);
+    const up = await throughput(bed, family, 'up', turns, told('up'));
+    const down = await throughput(bed, family, 'down', turns, told('down'));
+    tell(report, family, {
+      up,
+      down,
+      connections: await connections(bed, family, turns, told('connections')),
+    });
   } finally {
     await Promise.all([iperf.stop('SIGKILL'), server.stop('SIGKILL')]);
   }
 }
 
-function tell(report: Report, family: Family, bare: readonly Measured[], whole: readonly Measured[]): void {
-  const names = ['up', 'down', 'connections'] as const;
-  const titles = { up: 'to the internet', down: 'from the internet', connections: 'new connections' };
-  const rows = names.map((name) => {
-    const [without, within] = [bare, whole].map((all) => all.map((each) => each[name]));
-    if (!without || !within) throw new Error('two of them');
+function tell(report: Report, family: Family, all: Readonly<Record<Kind, readonly Turn[]>>): void {
+  const rows = KINDS.map((kind) => {
+    const of = (table: keyof Turn) => all[kind].map((turn) => turn[table]);
     const ratio = pairedRatio(
-      within.map((value) => [value]),
-      without.map((value) => [value]),
+      of('whole').map((value) => [value]),
+      of('bare').map((value) => [value]),
     );
-    const what = `${titles[name]}, IPv${family}, against a bare tunnel`;
-    report.judge('m', what, ratio, 'more', name === 'connections' ? GOALS.connections : GOALS.throughput);
-    const scale = name === 'connections' ? 1 : 1e6;
-    return [titles[name], median(without) / scale, median(within) / scale, ratio];
+    const what = `${TITLES[kind]}, IPv${family}, against a bare tunnel`;
+    report.judge('m', what, ratio, 'more', kind === 'connections' ? GOALS.connections : GOALS.throughput);
+    const scale = kind === 'connections' ? 1 : 1e6;
+    return [TITLES[kind], median(of('bare')) / scale, median(of('whole')) / scale, ratio];
   });
   report.table(
     `(m) a client of IPv${family} through the whole rule set: Mbit/s, connections/s`,
     ['', 'bare', 'all rules', 'ratio'],
     rows,
   );
-  report.record(`m${family}`, { bare, whole });
+  report.record(`m${family}`, all);
 }

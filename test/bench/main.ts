@@ -65,7 +65,7 @@ const FULL = {
   deaths: 40,
   agents: { counts: [1000, 5000], seconds: 60 },
   drained: 5000,
-  edge: { rounds: 10, seconds: 4 },
+  edge: { turns: 40 },
   simulated: [
     { nodes: 1000, peers: 100_000, seconds: 75 },
     { nodes: 3000, peers: 300_000, seconds: 60 },
@@ -84,7 +84,7 @@ const QUICK: typeof FULL = {
   deaths: 4,
   agents: { counts: [1000], seconds: 20 },
   drained: 1000,
-  edge: { rounds: 2, seconds: 2 },
+  edge: { turns: 4 },
   simulated: [{ nodes: 1000, peers: 50_000, seconds: 60 }],
 };
 

@@ -89,6 +89,8 @@ export interface Enforcement {
   /** The context is of this family alone; of both where absent. */
   readonly only?: Family;
   readonly foreign?: Foreign;
+  /** Connections that are open stay so; forgotten where absent. */
+  readonly keep?: true;
 }
 
 export const tool = (family: Family) => (family === 4 ? 'iptables' : 'ip6tables');
@@ -264,7 +266,7 @@ export class Bed {
   }
 
   /** Makes the exit enforce exactly this table, on a kernel that is careless otherwise. */
-  async enforce(table: Table, { context = {}, only, foreign = {} }: Enforcement = {}): Promise<void> {
+  async enforce(table: Table, { context = {}, only, foreign = {}, keep }: Enforcement = {}): Promise<void> {
     for (const family of FAMILIES) {
       const own = (only ?? family) === family ? context : {};
       const text = planFirewall('', { ...Bed.context(family), ...own }, table) ?? '';
@@ -275,7 +277,7 @@ export class Bed {
       if (more) await this.exit.exec(`${tool(family)}-restore`, ['--noflush'], { input: more });
     }
     await this.#set(table);
-    await this.forget();
+    if (!keep) await this.forget();
   }
 
   async #set(table: Table): Promise<void> {

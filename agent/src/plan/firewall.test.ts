@@ -75,7 +75,7 @@ test('a fresh host gets this text, IPv4', () => {
     :KATAFRACT-OUTPUT - [0:0]
     -I PREROUTING 1 -j KATAFRACT-PREROUTING
     -I OUTPUT 1 -j KATAFRACT-OUTPUT
-    -A KATAFRACT-PREROUTING ! -i wg+ -p udp -m addrtype --dst-type LOCAL -m udp --dport 51820 -j CT --notrack
+    -A KATAFRACT-PREROUTING ! -i wg+ -p udp -m udp --dport 51820 -m addrtype --dst-type LOCAL -j CT --notrack
     -A KATAFRACT-OUTPUT -p udp -m udp --sport 51820 -j CT --notrack
     COMMIT
     *mangle
@@ -100,8 +100,7 @@ test('a fresh host gets this text, IPv4', () => {
     -A KATAFRACT-FORWARD -d 192.0.0.0/24 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d 192.168.0.0/16 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d 198.18.0.0/15 -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -d 224.0.0.0/4 -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -d 240.0.0.0/4 -i wg+ -j DROP
+    -A KATAFRACT-FORWARD -d 224.0.0.0/3 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --sport 51820 -j DROP
     -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate INVALID -j DROP
     -A KATAFRACT-FORWARD ! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
@@ -125,10 +124,10 @@ test('a fresh host gets this text, IPv4', () => {
     :KATAFRACT-FORWARD - [0:0]
     -I INPUT 1 -j KATAFRACT-INPUT
     -I FORWARD 1 -j KATAFRACT-FORWARD
+    -A KATAFRACT-INPUT ! -i wg+ -p udp -m udp --dport 51820 -j ACCEPT
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p udp -m udp --dport 53 -j ACCEPT
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p tcp -m tcp --dport 53 -j ACCEPT
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p icmp -m icmp --icmp-type 8 -j ACCEPT
-    -A KATAFRACT-INPUT ! -i wg+ -p udp -m udp --dport 51820 -j ACCEPT
     -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --dport 25 -j REJECT --reject-with tcp-reset
     -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --dport 853 -j REJECT --reject-with tcp-reset
     -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --dport 853 -j REJECT --reject-with icmp-port-unreachable
@@ -147,7 +146,7 @@ test('a fresh host without an IPv6 uplink gets this text, IPv6', () => {
     :KATAFRACT-OUTPUT - [0:0]
     -I PREROUTING 1 -j KATAFRACT-PREROUTING
     -I OUTPUT 1 -j KATAFRACT-OUTPUT
-    -A KATAFRACT-PREROUTING ! -i wg+ -p udp -m addrtype --dst-type LOCAL -m udp --dport 51820 -j CT --notrack
+    -A KATAFRACT-PREROUTING ! -i wg+ -p udp -m udp --dport 51820 -m addrtype --dst-type LOCAL -j CT --notrack
     -A KATAFRACT-OUTPUT -p udp -m udp --sport 51820 -j CT --notrack
     COMMIT
     *mangle
@@ -157,18 +156,14 @@ test('a fresh host without an IPv6 uplink gets this text, IPv6', () => {
     -I PREROUTING 1 -j KATAFRACT-PREROUTING
     -I INPUT 1 -j KATAFRACT-INPUT
     -I FORWARD 1 -j KATAFRACT-FORWARD
-    -A KATAFRACT-PREROUTING -i wg+ -m rpfilter --invert -j DROP
+    -A KATAFRACT-PREROUTING ! -s fd4b:6174:6166::/64 -i wg+ -j DROP
     -A KATAFRACT-PREROUTING -i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above 2048 --connlimit-mask 128 --connlimit-saddr -j DROP
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p udp -m udp --dport 53 -j RETURN
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p tcp -m tcp --dport 53 -j RETURN
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j RETURN
     -A KATAFRACT-INPUT -i wg+ -j DROP
     -A KATAFRACT-FORWARD -i wg+ -o wg+ -j DROP
-    -A KATAFRACT-FORWARD -d ::ffff:0.0.0.0/96 -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -d 64:ff9b::/96 -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -d fc00::/7 -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -d fe80::/10 -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -d ff00::/8 -i wg+ -j DROP
+    -A KATAFRACT-FORWARD ! -d 2000::/3 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --sport 51820 -j DROP
     -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate INVALID -j DROP
     -A KATAFRACT-FORWARD ! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
@@ -189,10 +184,10 @@ test('a fresh host without an IPv6 uplink gets this text, IPv6', () => {
     :KATAFRACT-FORWARD - [0:0]
     -I INPUT 1 -j KATAFRACT-INPUT
     -I FORWARD 1 -j KATAFRACT-FORWARD
+    -A KATAFRACT-INPUT ! -i wg+ -p udp -m udp --dport 51820 -j ACCEPT
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p udp -m udp --dport 53 -j ACCEPT
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p tcp -m tcp --dport 53 -j ACCEPT
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j ACCEPT
-    -A KATAFRACT-INPUT ! -i wg+ -p udp -m udp --dport 51820 -j ACCEPT
     -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --dport 25 -j REJECT --reject-with tcp-reset
     -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --dport 853 -j REJECT --reject-with tcp-reset
     -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --dport 853 -j REJECT --reject-with icmp6-port-unreachable

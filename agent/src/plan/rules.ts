@@ -53,21 +53,23 @@ export interface PolicyRow extends Omit<RuleRow, 'rules'> {
   readonly policy: 'DROP';
 }
 
-/** Never the internet: private nets, the mesh, cloud metadata, and whatever else only the exit could reach. */
-const FORBIDDEN: Record<Family, readonly string[]> = {
+/**
+ * Never the internet: private nets, the mesh, cloud metadata, and whatever else only the exit could reach. In IPv6 the
+ * internet is one prefix (RFC 4291, 2.4), and all else is not.
+ */
+const NOT_INTERNET: Record<Family, readonly string[]> = {
   4: [
-    '10.0.0.0/8',
-    '100.64.0.0/10',
-    '168.63.129.16/32',
-    '169.254.0.0/16',
-    '172.16.0.0/12',
-    '192.0.0.0/24',
-    '192.168.0.0/16',
-    '198.18.0.0/15',
-    '224.0.0.0/4',
-    '240.0.0.0/4',
+    '-d 10.0.0.0/8',
+    '-d 100.64.0.0/10',
+    '-d 168.63.129.16/32',
+    '-d 169.254.0.0/16',
+    '-d 172.16.0.0/12',
+    '-d 192.0.0.0/24',
+    '-d 192.168.0.0/16',
+    '-d 198.18.0.0/15',
+    '-d 224.0.0.0/3',
   ],
-  6: ['::ffff:0.0.0.0/96', '64:ff9b::/96', 'fc00::/7', 'fe80::/10', 'ff00::/8'],
+  6: ['! -d 2000::/3'],
 };
 
 const ECHO_REQUEST: Record<Family, string> = {
@@ -97,7 +99,7 @@ export const RULES: readonly RuleRow[] = [
     rules: (context) =>
       wireguard(
         context,
-        (port) => `! -i wg+ -p udp -m addrtype --dst-type LOCAL -m udp --dport ${port} -j CT --notrack`,
+        (port) => `! -i wg+ -p udp -m udp --dport ${port} -m addrtype --dst-type LOCAL -j CT --notrack`,
       ),
     attack:
       "Port Shadow: a client makes a NAT entry that takes another client's packets to the exit; and the exit's connection table names every client's endpoint",
@@ -114,9 +116,9 @@ export const RULES: readonly RuleRow[] = [
     id: 'forged-source',
     place: 'mangle PREROUTING',
     family: 6,
-    rules: () => ['-i wg+ -m rpfilter --invert -j DROP'],
+    rules: ({ subnet }) => [`! -s ${subnet.pool} -i wg+ -j DROP`],
     attack: "a client sends with somebody else's address, to have him answered or blamed",
-    why: 'IPv6 has no rp_filter setting; what is not routed back into the tunnel is forged',
+    why: 'IPv6 has no rp_filter setting, and its match took a twentieth of the throughput; clients are of the pool',
   },
   {
     id: 'connection-limit',
@@ -177,7 +179,7 @@ export const RULES: readonly RuleRow[] = [
   {
     id: 'private-destinations',
     place: 'mangle FORWARD',
-    rules: ({ family }) => FORBIDDEN[family].map((net) => `-d ${net} -i wg+ -j DROP`),
+    rules: ({ family }) => NOT_INTERNET[family].map((net) => `${net} -i wg+ -j DROP`),
     attack: "a client reaches the operator's private networks or the cloud's metadata service",
     why: 'wherever the uplink leads, it is asked for the internet alone',
   },
@@ -249,19 +251,19 @@ export const RULES: readonly RuleRow[] = [
     why: "the pool's packets only, on the uplink only, from ports that are nobody's else and that nobody can guess",
   },
   {
-    id: 'gateway-accepts',
-    place: 'filter INPUT',
-    rules: (context) => [...dns(context, 'ACCEPT'), ...echo(context, 'ACCEPT')],
-    attack: 'none: a firewall of the host that accepts only what it knows would cut clients off',
-    why: 'no more than mangle lets through',
-  },
-  {
     id: 'wireguard-accepts',
     place: 'filter INPUT',
     rules: (context) => wireguard(context, (port) => `! -i wg+ -p udp -m udp --dport ${port} -j ACCEPT`),
     attack:
       'none: a firewall of the host that asks for connections would cut off the untracked tunnel itself',
-    why: 'not from inside a tunnel',
+    why: 'not from inside a tunnel; first, since nothing else comes as often',
+  },
+  {
+    id: 'gateway-accepts',
+    place: 'filter INPUT',
+    rules: (context) => [...dns(context, 'ACCEPT'), ...echo(context, 'ACCEPT')],
+    attack: 'none: a firewall of the host that accepts only what it knows would cut clients off',
+    why: 'no more than mangle lets through',
   },
   {
     id: 'mail',
