@@ -96,7 +96,7 @@ const VARIABLES = {
     undefined,
     'master-key in the data directory',
   ),
-  KATAFRACT_TUNNEL_IPV4: variable(Cidr4, 'Pool of tunnel addresses', '10.64.0.0/10'),
+  KATAFRACT_TUNNEL_IPV4: variable(Cidr4, 'Pool of tunnel addresses, of one size for good', '10.64.0.0/10'),
   KATAFRACT_TUNNEL_IPV6: variable(Cidr6, 'The same for IPv6', 'fd4b:6174:6166::/64'),
   KATAFRACT_ADDRESS_REST_SECONDS: variable(
     whole(0, 31_536_000),

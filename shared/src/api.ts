@@ -65,6 +65,7 @@ export const Region = z.object({
   exits: z.array(
     z.object({
       node: NodeId,
+      /** Of its first tunnel interface; where it has several, a peer says which is its own. */
       endpoint: Endpoint,
       publicKey: PublicKey,
       /** It is being emptied: whoever goes through it had better leave by itself. Absent: no. */
