@@ -56,6 +56,8 @@ describe('draws', () => {
     expect([...all].sort((a, b) => a - b)).toEqual(all.map((_, at) => at));
     const parts = all.map((index) => tunnelOf(small, index, ADDRESS_PARTS));
     expect(parts.slice(0, 10)).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 0, 1]);
+    const groups = all.slice(0, 8).map((index) => index % 8);
+    expect(new Set(groups).size).toBe(8);
   });
 
   it('belong to the interface whose parts they lie in, in both families', () => {

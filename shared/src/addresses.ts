@@ -91,11 +91,13 @@ export function indexOf(plan: AddressPlan, ipv4: Ipv4): number {
 const sizeOf = ({ prefix4 }: AddressPlan) => 2 ** (32 - prefix4);
 
 /**
- * The index that the n-th draw gives, a permutation of the whole pool: one of each part in turn, so that the clients of
- * a pool that is nearly empty are spread over its parts as well.
+ * The index that the n-th draw gives, a permutation of the whole pool: one of each part in turn, and with other last bits
+ * than the one before, so that the clients of a pool that is nearly empty are spread over whatever goes by either.
  */
 export function indexOfDraw(plan: AddressPlan, draw: number): number {
-  return (draw % ADDRESS_PARTS) * (sizeOf(plan) / ADDRESS_PARTS) + Math.floor(draw / ADDRESS_PARTS);
+  const size = sizeOf(plan) / ADDRESS_PARTS;
+  const part = draw % ADDRESS_PARTS;
+  return part * size + ((Math.floor(draw / ADDRESS_PARTS) + part) % size);
 }
 
 /** How many draws there are. */

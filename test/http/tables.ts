@@ -82,7 +82,8 @@ export async function expectConsistent({ ctx }: TestController): Promise<void> {
        or not exists (
          select 1 from address_pool a, lateral (select (1 << (32 - a.prefix4)) / 8 as size) part
          where p.address_index < a.sequential_until
-            or p.address_index % part.size * 8 + p.address_index / part.size < a.drawn)`;
+            or (p.address_index % part.size - p.address_index / part.size + part.size) % part.size * 8
+                 + p.address_index / part.size < a.drawn)`;
   expect
     .soft(odd, 'peers without one primary, or with an address that rests or was never given out')
     .toEqual([]);
