@@ -12,13 +12,14 @@ interface Row {
   readonly family?: 4 | 6;
   readonly attack: string;
   readonly why: string;
+  readonly spares?: true;
 }
 
 function page(): string {
   const contexts = FAMILIES.flatMap((family) => Bed.contexts(family));
   const part = (title: string, rows: readonly (Row & { lines: readonly string[] })[]) => [
     `## ${title}`,
-    ...rows.map(({ id, family, attack, why, lines }) => {
+    ...rows.map(({ id, family, attack, why, spares, lines }) => {
       const proofs = SCENARIOS.filter(({ proves }) => proves.includes(id)).map(
         (scenario) => `- ${scenario.id}`,
       );
@@ -27,7 +28,7 @@ function page(): string {
         `### ${id}`,
         `${of}. **Without it:** ${attack}. **Why so:** ${why}.`,
         `\`\`\`\n${lines.join('\n')}\n\`\`\``,
-        `What breaks:\n\n${proofs.join('\n')}`,
+        `${spares ? 'Nothing may break, tried by' : 'What breaks'}:\n\n${proofs.join('\n')}`,
       ].join('\n\n');
     }),
   ];

@@ -6,6 +6,8 @@ import type { Family } from './bed.ts';
 
 export interface Mutation {
   readonly row: string;
+  /** Nothing is to break. */
+  readonly spares: boolean;
   /** What is missing, as the kernel would be told it. */
   readonly what: string;
   readonly table: Table;
@@ -30,6 +32,7 @@ export function mutations(
     const [wanted = []] = contexts.map((context) => row.rules(context)).filter((each) => each.length > 0);
     return wanted.map((rule, index) => ({
       row: row.id,
+      spares: row.spares ?? false,
       what: `${row.place}: ${rule}`,
       table: {
         ...table,
@@ -39,6 +42,7 @@ export function mutations(
   });
   const policies = table.policies.filter(here).map((row) => ({
     row: row.id,
+    spares: false,
     what: `${row.place}: policy ${row.policy}`,
     table: { ...table, policies: table.policies.filter(({ id }) => id !== row.id) },
   }));
@@ -46,6 +50,7 @@ export function mutations(
     table[kind].filter(here).flatMap((row) =>
       row.settings(setting).map(({ path, value }, index) => ({
         row: row.id,
+        spares: false,
         what: `${path} = ${value}`,
         table: {
           ...table,

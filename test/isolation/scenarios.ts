@@ -6,6 +6,7 @@
 import { CLIENT_PORTS } from '@katafract/agent/plan/rules';
 import type { Host } from '../lab/host.ts';
 import { cables } from '../lab/network.ts';
+import { waitFor } from '../lab/wait.ts';
 import {
   type Address,
   type Bed,
@@ -414,7 +415,7 @@ export const SCENARIOS: readonly Scenario[] = [
   },
   {
     id: "no client's endpoint stands in the connection table",
-    proves: ['wireguard-untracked-in', 'wireguard-untracked-out'],
+    proves: ['wireguard-untracked-in', 'uplink-is-done', 'wireguard-untracked-out'],
     holds: async (bed, family) => {
       for (const client of [bed.bob, bed.carol]) {
         await bed.connect(client, family);
@@ -424,6 +425,17 @@ export const SCENARIOS: readonly Scenario[] = [
       return !entries.some((entry) =>
         [bed.bob, bed.carol].some(({ outside }) => entry.includes(`=${outside[family]} `)),
       );
+    },
+  },
+  {
+    id: 'nor does one that comes by another interface than the uplink',
+    proves: ['wireguard-untracked-elsewhere'],
+    holds: async (bed, family) => {
+      const count = await bed.exit.countPackets(['-i', 'mesh0', '-p', 'udp'], family);
+      for (const port of Object.values(PORTS)) await bed.artemis.udp(bed.mesh[family], port, { count: 3 });
+      await waitFor('their packets', async () => (await count()) >= 6, { deadlineMs: 10_000, everyMs: 10 });
+      const entries = await connections(bed, family, '-p', 'udp');
+      return !entries.some((entry) => Object.values(PORTS).some((port) => entry.includes(`dport=${port} `)));
     },
   },
   {
@@ -447,7 +459,7 @@ export const SCENARIOS: readonly Scenario[] = [
   },
   {
     id: 'a neighbour that routes to the tunnels reaches nobody',
-    proves: ['unasked-into-tunnel'],
+    proves: ['unasked-into-tunnel', 'answers-are-done'],
     given: { foreign: FOREIGN_ACCEPT },
     holds: async (bed, family) => {
       const route = [POOL[family], 'via', bed.public[family]];

@@ -75,6 +75,8 @@ test('a fresh host gets this text, IPv4', () => {
     :KATAFRACT-OUTPUT - [0:0]
     -I PREROUTING 1 -j KATAFRACT-PREROUTING
     -I OUTPUT 1 -j KATAFRACT-OUTPUT
+    -A KATAFRACT-PREROUTING -i eth0 -p udp -m udp --dport 51820 -j CT --notrack
+    -A KATAFRACT-PREROUTING -i eth0 -j RETURN
     -A KATAFRACT-PREROUTING ! -i wg+ -p udp -m udp --dport 51820 -m addrtype --dst-type LOCAL -j CT --notrack
     -A KATAFRACT-OUTPUT -p udp -m udp --sport 51820 -j CT --notrack
     COMMIT
@@ -91,6 +93,10 @@ test('a fresh host gets this text, IPv4', () => {
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p icmp -m icmp --icmp-type 8 -j RETURN
     -A KATAFRACT-INPUT -i wg+ -j DROP
     -A KATAFRACT-FORWARD -i wg+ -o wg+ -j DROP
+    -A KATAFRACT-FORWARD ! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+    -A KATAFRACT-FORWARD -o wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+    -A KATAFRACT-FORWARD -o wg+ -j RETURN
     -A KATAFRACT-FORWARD -i wg+ ! -o eth0 -j DROP
     -A KATAFRACT-FORWARD -d 10.0.0.0/8 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d 100.64.0.0/10 -i wg+ -j DROP
@@ -103,9 +109,6 @@ test('a fresh host gets this text, IPv4', () => {
     -A KATAFRACT-FORWARD -d 224.0.0.0/3 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --sport 51820 -j DROP
     -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate INVALID -j DROP
-    -A KATAFRACT-FORWARD ! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
-    -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
-    -A KATAFRACT-FORWARD -o wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
     COMMIT
     *nat
     :KATAFRACT-PREROUTING - [0:0]
@@ -163,12 +166,13 @@ test('a fresh host without an IPv6 uplink gets this text, IPv6', () => {
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j RETURN
     -A KATAFRACT-INPUT -i wg+ -j DROP
     -A KATAFRACT-FORWARD -i wg+ -o wg+ -j DROP
-    -A KATAFRACT-FORWARD ! -d 2000::/3 -i wg+ -j DROP
-    -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --sport 51820 -j DROP
-    -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate INVALID -j DROP
     -A KATAFRACT-FORWARD ! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
     -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
     -A KATAFRACT-FORWARD -o wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+    -A KATAFRACT-FORWARD -o wg+ -j RETURN
+    -A KATAFRACT-FORWARD ! -d 2000::/3 -i wg+ -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --sport 51820 -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate INVALID -j DROP
     COMMIT
     *nat
     :KATAFRACT-PREROUTING - [0:0]

@@ -42,6 +42,8 @@ export interface RuleRow {
   readonly family?: Family;
   /** The rule after `-A CHAIN`; several where it is one rule per item of a list, none where it does not apply. */
   readonly rules: (context: RuleContext) => readonly string[];
+  /** Nothing depends on it: it only spares packets the rules that could not match them. */
+  readonly spares?: true;
   /** What an attacker could do without it. */
   readonly attack: string;
   /** Why so, and why here. */
@@ -49,7 +51,7 @@ export interface RuleRow {
 }
 
 /** A built-in chain's policy: what becomes of packets that no rule decided. */
-export interface PolicyRow extends Omit<RuleRow, 'rules'> {
+export interface PolicyRow extends Omit<RuleRow, 'rules' | 'spares'> {
   readonly policy: 'DROP';
 }
 
@@ -97,13 +99,31 @@ export const RULES: readonly RuleRow[] = [
     id: 'wireguard-untracked-in',
     place: 'raw PREROUTING',
     rules: (context) =>
+      context.uplink
+        ? wireguard(context, (port) => `-i ${context.uplink} -p udp -m udp --dport ${port} -j CT --notrack`)
+        : [],
+    attack:
+      "Port Shadow: a client makes a NAT entry that takes another client's packets to the exit; and the exit's connection table names every client's endpoint",
+    why: 'what is not tracked matches no entry and makes none',
+  },
+  {
+    id: 'uplink-is-done',
+    place: 'raw PREROUTING',
+    spares: true,
+    rules: ({ uplink }) => (uplink ? [`-i ${uplink} -j RETURN`] : []),
+    attack: 'none: it only spares time',
+    why: 'spares what comes by the uplink, which is most, the look at whose address it is for',
+  },
+  {
+    id: 'wireguard-untracked-elsewhere',
+    place: 'raw PREROUTING',
+    rules: (context) =>
       wireguard(
         context,
         (port) => `! -i wg+ -p udp -m udp --dport ${port} -m addrtype --dst-type LOCAL -j CT --notrack`,
       ),
-    attack:
-      "Port Shadow: a client makes a NAT entry that takes another client's packets to the exit; and the exit's connection table names every client's endpoint",
-    why: 'what is not tracked matches no entry and makes none; only what is for the exit itself, since clients may speak WireGuard with others',
+    attack: 'the same for clients that come by another interface',
+    why: 'only what is for the exit itself: its containers may speak WireGuard with others, as its clients may',
   },
   {
     id: 'wireguard-untracked-out',
@@ -170,6 +190,31 @@ export const RULES: readonly RuleRow[] = [
     why: 'also while there is no uplink, when the rule for everything but the uplink is not there',
   },
   {
+    id: 'unasked-into-tunnel',
+    place: 'mangle FORWARD',
+    rules: () => ['! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP'],
+    attack: 'a neighbour of the exit routes into the tunnels',
+    why: 'a client is reached only by answers to what it asked for',
+  },
+  {
+    id: 'segment-size',
+    place: 'mangle FORWARD',
+    rules: () =>
+      ['-i', '-o'].map(
+        (way) => `${way} wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu`,
+      ),
+    attack: 'none: connections hang where somebody on the way drops the message that a packet is too big',
+    why: 'both ways, so that neither end sends what the tunnel cannot carry',
+  },
+  {
+    id: 'answers-are-done',
+    place: 'mangle FORWARD',
+    spares: true,
+    rules: () => ['-o wg+ -j RETURN'],
+    attack: 'none: it only spares time',
+    why: 'what follows is about what comes out of a tunnel, and nothing goes from one into one: answers are spared all of it',
+  },
+  {
     id: 'beside-the-uplink',
     place: 'mangle FORWARD',
     rules: ({ uplink }) => (uplink ? [`-i wg+ ! -o ${uplink} -j DROP`] : []),
@@ -197,23 +242,6 @@ export const RULES: readonly RuleRow[] = [
     rules: () => ['-i wg+ -m conntrack --ctstate INVALID -j DROP'],
     attack: "a client's tunnel address shows on the internet, on packets that belong to no connection",
     why: 'address translation leaves alone what connection tracking takes for invalid',
-  },
-  {
-    id: 'unasked-into-tunnel',
-    place: 'mangle FORWARD',
-    rules: () => ['! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP'],
-    attack: 'a neighbour of the exit routes into the tunnels',
-    why: 'a client is reached only by answers to what it asked for',
-  },
-  {
-    id: 'segment-size',
-    place: 'mangle FORWARD',
-    rules: () =>
-      ['-i', '-o'].map(
-        (way) => `${way} wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu`,
-      ),
-    attack: 'none: connections hang where somebody on the way drops the message that a packet is too big',
-    why: 'both ways, so that neither end sends what the tunnel cannot carry',
   },
   {
     id: 'dns-bypass',
