@@ -131,11 +131,11 @@ test('a fresh host gets this text, IPv4', () => {
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p udp -m udp --dport 53 -j ACCEPT
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p tcp -m tcp --dport 53 -j ACCEPT
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p icmp -m icmp --icmp-type 8 -j ACCEPT
+    -A KATAFRACT-FORWARD -i eth0 -o wg+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --dport 25 -j REJECT --reject-with tcp-reset
     -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --dport 853 -j REJECT --reject-with tcp-reset
     -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --dport 853 -j REJECT --reject-with icmp-port-unreachable
     -A KATAFRACT-FORWARD -s 10.64.0.0/10 -i wg+ -o eth0 -j ACCEPT
-    -A KATAFRACT-FORWARD -i eth0 -o wg+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
     COMMIT
     "
   `);

@@ -294,6 +294,14 @@ export const RULES: readonly RuleRow[] = [
     why: 'no more than mangle lets through',
   },
   {
+    id: 'uplink-to-tunnel',
+    place: 'filter FORWARD',
+    rules: ({ uplink }) =>
+      uplink ? [`-i ${uplink} -o wg+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`] : [],
+    attack: 'none: these are the answers',
+    why: 'a client is reached only by what it asked for; first, since nothing else comes as often',
+  },
+  {
     id: 'mail',
     place: 'filter FORWARD',
     rules: () => ['-i wg+ -p tcp -m tcp --dport 25 -j REJECT --reject-with tcp-reset'],
@@ -323,14 +331,6 @@ export const RULES: readonly RuleRow[] = [
     rules: ({ subnet, uplink }) => (uplink ? [`-s ${subnet.pool} -i wg+ -o ${uplink} -j ACCEPT`] : []),
     attack: 'none: this is the service',
     why: 'no more than that, so that it opens nothing where mangle was flushed',
-  },
-  {
-    id: 'uplink-to-tunnel',
-    place: 'filter FORWARD',
-    rules: ({ uplink }) =>
-      uplink ? [`-i ${uplink} -o wg+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT`] : [],
-    attack: 'none: these are the answers',
-    why: 'a client is reached only by what it asked for',
   },
 ];
 
