@@ -44,7 +44,7 @@ function page(): string {
     lines: row.settings(Bed.settingContext).map(({ path, value }) => `${path} = ${value}`),
   }));
   const head =
-    '# What an exit enforces\n\nWritten by test/isolation-table.test.ts from the table in agent/src/plan, for an exit with two tunnels; every single line\nwas taken out and something broke (test/isolation).';
+    '# What an exit enforces\n\nWritten by test/isolation-table.test.ts from the table in agent/src/plan, for an exit with two tunnels; every single line\nwas taken out and something broke (test/isolation), but for two that only spare packets time.';
   return `${[head, ...part('Rules', rules), ...part('Policies', policies), ...part('Settings', settings)].join('\n\n')}\n`;
 }
 
