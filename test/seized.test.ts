@@ -66,13 +66,16 @@ function reconciler(clients: readonly Client[], aheadSeconds: number): Reconcile
   );
 }
 
+/** The kernel's peers by their keys: wireguard-go tells them in any order. */
 const dump = async () =>
-  (await bed.exit.peers()).map(({ publicKey, endpoint, latestHandshake, allowedIps }) => ({
-    publicKey,
-    endpoint,
-    latestHandshake,
-    allowedIps,
-  }));
+  (await bed.exit.peers())
+    .map(({ publicKey, endpoint, latestHandshake, allowedIps }) => ({
+      publicKey,
+      endpoint,
+      latestHandshake,
+      allowedIps,
+    }))
+    .sort((one, other) => (one.publicKey < other.publicKey ? -1 : 1));
 
 test('a dump shows where nobody is; the peers are the same, and the tunnel comes back by itself', async () => {
   const clients = [bed.alice, bed.bob];
