@@ -5,13 +5,13 @@ import {
   addressesAt,
   addressPlan,
   bigintToIpv6,
-  drawsOf,
   endpointAfter,
   indexOf,
   indexOfDraw,
   ipv6ToBigint,
   isInNet4,
   partsOf,
+  poolSize,
   tunnelOf,
 } from './addresses.ts';
 import { Cidr4, Cidr6, Endpoint, Ipv4, Ipv6 } from './units.ts';
@@ -52,7 +52,7 @@ describe('draws', () => {
   const small = addressPlan(Cidr4.parse('10.0.0.0/22'), Cidr6.parse('fd00::/112'));
 
   it('give each index of the pool once, and of each part one in turn', () => {
-    const all = Array.from({ length: drawsOf(small) }, (_, draw) => indexOfDraw(small, draw));
+    const all = Array.from({ length: poolSize(small) }, (_, draw) => indexOfDraw(small, draw));
     expect([...all].sort((a, b) => a - b)).toEqual(all.map((_, at) => at));
     const parts = all.map((index) => tunnelOf(small, index, ADDRESS_PARTS));
     expect(parts.slice(0, 10)).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 0, 1]);

@@ -88,26 +88,22 @@ export function indexOf(plan: AddressPlan, ipv4: Ipv4): number {
   return ipv4ToNumber(ipv4) - plan.base4;
 }
 
-const sizeOf = ({ prefix4 }: AddressPlan) => 2 ** (32 - prefix4);
+/** Indexes of the pool, those that nobody gets among them; and so many draws there are. */
+export const poolSize = ({ prefix4 }: AddressPlan): number => 2 ** (32 - prefix4);
 
 /**
  * The index that the n-th draw gives, a permutation of the whole pool: one of each part in turn, and with other last bits
  * than the one before, so that the clients of a pool that is nearly empty are spread over whatever goes by either.
  */
 export function indexOfDraw(plan: AddressPlan, draw: number): number {
-  const size = sizeOf(plan) / ADDRESS_PARTS;
+  const size = poolSize(plan) / ADDRESS_PARTS;
   const part = draw % ADDRESS_PARTS;
   return part * size + ((Math.floor(draw / ADDRESS_PARTS) + part) % size);
 }
 
-/** How many draws there are. */
-export function drawsOf(plan: AddressPlan): number {
-  return sizeOf(plan);
-}
-
 /** The tunnel interface, from 0, that a client's index belongs to on a node that has so many of them. */
 export function tunnelOf(plan: AddressPlan, index: number, tunnels: number): number {
-  return Math.floor(index / (sizeOf(plan) / ADDRESS_PARTS)) % tunnels;
+  return Math.floor(index / (poolSize(plan) / ADDRESS_PARTS)) % tunnels;
 }
 
 /** The prefixes of the parts that belong to a tunnel interface: of each part its IPv4 and its IPv6 one. */
@@ -116,7 +112,7 @@ export function partsOf(
   tunnel: number,
   tunnels: number,
 ): { ipv4: string; ipv6: string }[] {
-  const size = sizeOf(plan) / ADDRESS_PARTS;
+  const size = poolSize(plan) / ADDRESS_PARTS;
   const bits = Math.log2(size);
   return Array.from({ length: ADDRESS_PARTS }, (_, part) => part)
     .filter((part) => part % tunnels === tunnel)

@@ -9,7 +9,7 @@ import type { NodeConfig } from '@katafract/shared/desired';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Ipv4, Ipv6 } from '@katafract/shared/units';
 import { z } from 'zod';
-import type { HavenRequest } from '../helper/requests.ts';
+import { type HavenRequest, isPrivate4, isPrivate6 } from '../helper/requests.ts';
 import { subnet4, subnet6 } from '../plan/subnets.ts';
 import type { HavenCounts, HavenFinding, HavenPort, HavenView, Log, SteadyClock } from '../ports.ts';
 import { type Call, type Check, checksOf } from './checks.ts';
@@ -54,11 +54,10 @@ const Stats = z.object({ num_dns_queries: z.number(), num_blocked_filtering: z.n
 export function havenRequest(config: NodeConfig, password: string): HavenRequest | null {
   if (!config.haven) return null;
   const [four, six] = [subnet4(config), subnet6(config)];
-  const address = (subnet: { host: string }) => subnet.host.slice(0, subnet.host.indexOf('/'));
   return {
     settings: config.haven,
-    gateway4: address(four) as Ipv4,
-    gateway6: address(six) as Ipv6,
+    gateway4: four.address as Ipv4,
+    gateway6: six.address as Ipv6,
     pool4: four.pool as HavenRequest['pool4'],
     pool6: six.pool as HavenRequest['pool6'],
     password,
@@ -176,10 +175,11 @@ function countsOf(answer: unknown): HavenCounts | null {
   return data ? { queries: data.num_dns_queries, blocked: data.num_blocked_filtering } : null;
 }
 
+/** Loopback and link-local addresses (RFC 1122, 3927, 4291). */
+const OF_THIS_LINK = /^(?:127\.|169\.254\.|::1$|fe[89ab])/;
+
 /** Whether an address is one that others than this machine and its tunnels can ask. */
 function isOpen(address: string): boolean {
   if (address === '0.0.0.0' || address === '::') return true;
-  return !/^(?:127\.|10\.|192\.168\.|172\.(?:1[6-9]|2\d|3[01])\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.|169\.254\.|::1$|f[cd]|fe[89ab])/.test(
-    address,
-  );
+  return !isPrivate4(address) && !isPrivate6(address) && !OF_THIS_LINK.test(address);
 }

@@ -7,7 +7,7 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import { expect, it } from 'vitest';
-import { HelperBed } from '../testing/helper-bed.ts';
+import { FILTER, HelperBed } from '../testing/helper-bed.ts';
 import { REQUEST_NAMES, type RequestName } from './requests.ts';
 
 const VERSION = /^\d{1,4}\.\d{1,4}\.\d{1,4}(?:[-+][A-Za-z0-9.-]{1,32})?$/;
@@ -43,22 +43,7 @@ const FILES = new Set([
 
 const honest: Readonly<Record<RequestName, object>> = {
   ssh: { fromMesh: true },
-  haven: {
-    settings: {
-      upstreams: ['https://dns.example/dns-query'],
-      bootstrap: ['192.0.2.53'],
-      blocklists: [{ name: 'ads', url: 'https://lists.example/ads.txt' }],
-      rules: ['||ads.example^'],
-      queriesPerSecond: 50,
-      statistics: false,
-      probe: 'example.com',
-    },
-    gateway4: '10.64.0.1',
-    gateway6: 'fd4b::1',
-    pool4: '10.64.0.0/10',
-    pool6: 'fd4b::/64',
-    password: `$2b$04$${'a'.repeat(53)}`,
-  },
+  haven: FILTER,
   updates: { fromMinute: 60, minutes: 60 },
   update: { version: '2.0.0' },
   reboot: { lease: 'c0ffee00-0000-4000-8000-000000000001', until: 1_060_000 },

@@ -1,27 +1,9 @@
 /** AdGuard Home's file and service, as the helper keeps them. */
-import { Haven } from '@katafract/shared/haven';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { parse, stringify } from 'yaml';
-import { HelperBed } from '../testing/helper-bed.ts';
+import { HelperBed, FILTER as request } from '../testing/helper-bed.ts';
 import { adguardConfig, CONFIG_PATH, differences } from './adguard.ts';
-import { HavenRequest } from './requests.ts';
 
-const request = HavenRequest.parse({
-  settings: Haven.parse({
-    upstreams: ['https://dns.example/dns-query'],
-    bootstrap: ['192.0.2.53'],
-    blocklists: [{ name: 'ads: "all" # of them', url: 'https://lists.example/ads.txt' }],
-    rules: ['||ads.example^', '- not: a list', "it's"],
-    queriesPerSecond: 50,
-    statistics: false,
-    probe: 'example.com',
-  }),
-  gateway4: '10.64.0.1',
-  gateway6: 'fd4b::1',
-  pool4: '10.64.0.0/10',
-  pool6: 'fd4b::/64',
-  password: `$2b$04$${'a'.repeat(53)}`,
-});
 const START = 'systemctl start katafract-haven.service';
 const STOP = 'systemctl stop katafract-haven.service';
 

@@ -12,8 +12,8 @@ import { z } from 'zod';
 const PRIVATE4 = /^(?:10\.|172\.(?:1[6-9]|2\d|3[01])\.|192\.168\.|100\.(?:6[4-9]|[7-9]\d|1[01]\d|12[0-7])\.)/;
 /** RFC 4193. */
 const PRIVATE6 = /^f[cd][0-9a-f]{2}:/;
-const isPrivate4 = (text: string) => PRIVATE4.test(text);
-const isPrivate6 = (text: string) => PRIVATE6.test(text);
+export const isPrivate4 = (text: string) => PRIVATE4.test(text);
+export const isPrivate6 = (text: string) => PRIVATE6.test(text);
 
 /** The DNS filter as it should run. */
 export const HavenRequest = z.strictObject({

@@ -168,8 +168,14 @@ describe('several tunnel interfaces', () => {
 });
 
 test('subnets of the gateway addresses', () => {
-  expect(subnet4(CONFIG)).toEqual({ gateway: '10.64.0.1/10', host: '10.64.0.1/32', pool: '10.64.0.0/10' });
+  expect(subnet4(CONFIG)).toEqual({
+    address: '10.64.0.1',
+    gateway: '10.64.0.1/10',
+    host: '10.64.0.1/32',
+    pool: '10.64.0.0/10',
+  });
   expect(subnet6(CONFIG)).toEqual({
+    address: 'fd4b:6174:6166::1',
     gateway: 'fd4b:6174:6166::1/64',
     host: 'fd4b:6174:6166::1/128',
     pool: 'fd4b:6174:6166::/64',

@@ -247,10 +247,9 @@ export const RULES: readonly RuleRow[] = [
     id: 'dns-bypass',
     place: 'nat PREROUTING',
     rules: ({ subnet }) => {
-      const [gateway] = subnet.host.split('/');
       return ['udp', 'tcp'].map(
         (protocol) =>
-          `! -d ${subnet.host} -i wg+ -p ${protocol} -m ${protocol} --dport 53 -j DNAT --to-destination ${gateway}`,
+          `! -d ${subnet.host} -i wg+ -p ${protocol} -m ${protocol} --dport 53 -j DNAT --to-destination ${subnet.address}`,
       );
     },
     attack: "a device's queries go to somebody else's resolver, which learns what it looks up",

@@ -4,9 +4,11 @@ import type { NodeConfig } from '@katafract/shared/desired';
 
 /** One family's side of the tunnel. */
 export interface Subnet {
+  /** The gateway alone: 10.64.0.1. */
+  readonly address: string;
   /** The gateway with the pool's prefix, as on the interface: 10.64.0.1/10. */
   readonly gateway: string;
-  /** The gateway alone, as a rule's destination: 10.64.0.1/32. */
+  /** The same as a rule's destination: 10.64.0.1/32. */
   readonly host: string;
   /** The pool, as a rule's source and a route: 10.64.0.0/10. */
   readonly pool: string;
@@ -17,7 +19,7 @@ export function subnet4(config: NodeConfig): Subnet {
   const size = 2 ** (32 - Number(prefix));
   const value = ipv4ToNumber(address);
   const base = value - (value % size);
-  return { gateway: config.gateway4, host: `${address}/32`, pool: `${dotted(base)}/${prefix}` };
+  return { address, gateway: config.gateway4, host: `${address}/32`, pool: `${dotted(base)}/${prefix}` };
 }
 
 export function subnet6(config: NodeConfig): Subnet {
@@ -26,6 +28,7 @@ export function subnet6(config: NodeConfig): Subnet {
   const size = 1n << BigInt(128 - Number(prefix));
   const canonical = bigintToIpv6(value);
   return {
+    address: canonical,
     gateway: `${canonical}/${prefix}`,
     host: `${canonical}/128`,
     pool: `${bigintToIpv6(value - (value % size))}/${prefix}`,

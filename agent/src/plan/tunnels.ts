@@ -57,16 +57,15 @@ export function wantedTunnels(first: string, config: NodeConfig): TunnelWish[] {
   const four = subnet4(config);
   const six = subnet6(config);
   const ports = listenPorts(config);
-  const source = (subnet: { host: string }) => subnet.host.split('/')[0] ?? '';
   return tunnelNames(first, config).map((name, at) => {
     const listenPort = ports[at] ?? config.listenPort;
     if (at === 0) {
-      const routes = [four, six].map((subnet) => ({ prefix: subnet.pool, source: source(subnet) }));
+      const routes = [four, six].map((subnet) => ({ prefix: subnet.pool, source: subnet.address }));
       return { name, listenPort, addresses: [four.gateway, six.gateway], routes };
     }
     const routes = partsOf(planOf(config), at, ports.length).flatMap(({ ipv4, ipv6 }) => [
-      { prefix: ipv4, source: source(four) },
-      { prefix: ipv6, source: source(six) },
+      { prefix: ipv4, source: four.address },
+      { prefix: ipv6, source: six.address },
     ]);
     return { name, listenPort, addresses: [], routes };
   });

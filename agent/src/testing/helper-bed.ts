@@ -4,9 +4,27 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { KatafractError } from '@katafract/shared/errors';
 import type { MemoryPort } from '../helper/ports.ts';
-import { Result } from '../helper/requests.ts';
+import { HavenRequest, Result } from '../helper/requests.ts';
 import { serve } from '../helper/serve.ts';
 import { helperMemory, openRequests, systemFiles } from '../host/requests.ts';
+
+/** A filter as an agent asks for it. */
+export const FILTER = HavenRequest.parse({
+  settings: {
+    upstreams: ['https://dns.example/dns-query'],
+    bootstrap: ['192.0.2.53'],
+    blocklists: [{ name: 'ads: "all" # of them', url: 'https://lists.example/ads.txt' }],
+    rules: ['||ads.example^', '- not: a list', "it's"],
+    queriesPerSecond: 50,
+    statistics: false,
+    probe: 'example.com',
+  },
+  gateway4: '10.64.0.1',
+  gateway6: 'fd4b::1',
+  pool4: '10.64.0.0/10',
+  pool6: 'fd4b::/64',
+  password: `$2b$04$${'a'.repeat(53)}`,
+});
 
 const quiet = { info: () => undefined, warn: () => undefined, error: () => undefined };
 

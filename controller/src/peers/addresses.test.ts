@@ -1,5 +1,5 @@
 /** The address pool: each index once, spread over its parts, and none that was given out before draws spread them. */
-import { addressPlan, drawsOf } from '@katafract/shared/addresses';
+import { addressPlan, poolSize } from '@katafract/shared/addresses';
 import { Cidr4, Cidr6 } from '@katafract/shared/units';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -29,7 +29,7 @@ describe('draws', () => {
             expect(taken.indexes.length).toBeLessThanOrEqual(count);
             given.push(...taken.indexes);
             drawn = taken.drawn;
-            if (drawn === drawsOf(plan)) break;
+            if (drawn === poolSize(plan)) break;
           }
           const all = Array.from(
             { length: plan.last + 1 - sequentialUntil },

@@ -2,7 +2,7 @@
  * The address pool in SQL. Never-used indexes come first, by advancing one counter of draws; then those whose rest is
  * over, the longest rested first. Both are O(1) at any fill, and neither is visible unless the transaction commits.
  */
-import { type AddressPlan, drawsOf, indexOfDraw } from '@katafract/shared/addresses';
+import { type AddressPlan, indexOfDraw, poolSize } from '@katafract/shared/addresses';
 import { KatafractError } from '@katafract/shared/errors';
 import type { Sql } from '../platform/db.ts';
 
@@ -70,7 +70,7 @@ export function draw(plan: AddressPlan, pool: Pool, count: number): Taken {
   const indexes: number[] = [];
   const first = Math.max(plan.first, pool.sequentialUntil);
   let { drawn } = pool;
-  for (; indexes.length < count && drawn < drawsOf(plan); drawn++) {
+  for (; indexes.length < count && drawn < poolSize(plan); drawn++) {
     const index = indexOfDraw(plan, drawn);
     if (index >= first && index <= plan.last) indexes.push(index);
   }
