@@ -69,11 +69,11 @@ function parts(options: HostOptions, identity: Identity, exec: Exec, log: Log) {
       'the tunnel interface must be named wg…, at most 15 characters',
     );
   }
-  const supervised = (process.env.KATAFRACT_TUNNEL_UNITS ?? '').split(' ');
+  const supervised = process.env.KATAFRACT_TUNNEL_UNITS === options.interface;
   const { wireguard: privateKey } = stateFiles(options.stateDir);
   const { config } = identity.node;
   const names = tunnelNames(options.interface, config);
-  const tunnels = names.map((name) => wireguard(exec, name, privateKey, supervised.includes(name)));
+  const tunnels = names.map((name) => wireguard(exec, name, privateKey, supervised));
   const net = network(exec);
   const rules = firewall(exec);
   const own = { interfaceName: options.interface, publicKey: identity.node.publicKey };
