@@ -19,7 +19,9 @@ export interface CloudAction {
 export interface CloudServer {
   readonly id: number;
   readonly name: string;
+  /** As it would be without its deletion, which may fail, and which the end of its creation may overtake. */
   status: string;
+  deleting: boolean;
   readonly labels: Record<string, string>;
   /** The request as it came. */
   readonly asked: Readonly<Record<string, unknown>>;
@@ -148,7 +150,8 @@ export async function hetznerCloud(): Promise<Cloud> {
   });
   const shown = (server: CloudServer) => {
     const address = (id: number | null) => (id === null ? null : { id, ip: addresses.get(id)?.ip ?? '' });
-    const { id, name, status, labels, ipv4, ipv6 } = server;
+    const { id, name, deleting, labels, ipv4, ipv6 } = server;
+    const status = deleting ? 'deleting' : server.status;
     return { id, name, status, labels, public_net: { ipv4: address(ipv4), ipv6: address(ipv6) } };
   };
   const newAddress = (assignee_id: number, wanted: boolean, ip: string) => {
@@ -176,6 +179,7 @@ export async function hetznerCloud(): Promise<Cloud> {
       id,
       name,
       status: 'initializing',
+      deleting: false,
       labels: labels as Record<string, string>,
       asked,
       ipv4: newAddress(id, enable_ipv4 !== false, `198.51.100.${id % 250}`),
@@ -209,12 +213,11 @@ export async function hetznerCloud(): Promise<Cloud> {
   const remove = (id: number) => {
     const server = servers.get(id);
     if (!server) throw notFound();
-    if (server.status === 'deleting') throw new Refusal(423, 'locked');
-    const before = server.status;
-    server.status = 'deleting';
+    if (server.deleting) throw new Refusal(423, 'locked');
+    server.deleting = true;
     const fails = set.deletionsFail-- > 0;
     const action = act('delete_server', fails, () => {
-      if (fails) server.status = before;
+      if (fails) server.deleting = false;
       else discard(server);
     });
     return { status: 200, body: { action: look(action) } };

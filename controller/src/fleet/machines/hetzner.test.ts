@@ -276,7 +276,7 @@ describe('machines of Hetzner', () => {
     cloud.set.actionLasts = 8;
     faults((number) => (number === 3 ? 'cut' : null));
     expect((await failure(hetzner.remove(wanted.machine))).code).toBe('provider_unavailable');
-    expect(cloud.servers.get(Number(ref))?.status).toBe('deleting');
+    expect(cloud.servers.get(Number(ref))?.deleting).toBe(true);
     expect((await failure(hetzner.create(wanted))).retryAfter).toBe(5);
     await again(() => hetzner.create(wanted), 9);
     expectExactlyOne(cloud, wanted);
