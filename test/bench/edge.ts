@@ -8,7 +8,7 @@
 
 import { fileURLToPath } from 'node:url';
 import { TABLE, type Table } from '@katafract/agent/plan/table';
-import { Bed, FAMILIES, type Family, WEB } from '../isolation/bed.ts';
+import { Bed, FAMILIES, type Family, tool, WEB } from '../isolation/bed.ts';
 import type { Report } from './report.ts';
 import { median, pairedRatio } from './stats.ts';
 
@@ -57,7 +57,15 @@ const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Puts a table in force; connections that are open stay so. */
 const enforce = {
-  bare: (bed: Bed) => bed.enforce(BARE, { keep: true }),
+  bare: async (bed: Bed) => {
+    await bed.enforce(BARE, { keep: true });
+    // chains with nothing in them cost as well, and nobody has them who has no rules
+    const nat = (family: Family) => bed.exit.exec(`${tool(family)}-save`, ['-t', 'nat']);
+    const texts = [await nat(4), await nat(6)] as const;
+    await bed.exit.exec('nft', ['flush', 'ruleset']);
+    await bed.exit.exec('iptables-restore', [], { input: texts[0] });
+    await bed.exit.exec('ip6tables-restore', [], { input: texts[1] });
+  },
   whole: (bed: Bed) => bed.enforce(WHOLE, { keep: true }),
 } as const;
 

@@ -6,7 +6,7 @@
 import { TABLE, type Table } from '@katafract/agent/plan/table';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { waitFor } from '../lab/wait.ts';
-import { Bed, type Enforcement, FAMILIES, type Family, GATEWAY, WEB } from './bed.ts';
+import { Bed, type Enforcement, FAMILIES, type Family, GATEWAY, tool, WEB } from './bed.ts';
 import { mutations } from './mutations.ts';
 import { PLAIN_NAT, POOL_NAT, SCENARIOS, type Scenario, shakesHandsDespiteShadow } from './scenarios.ts';
 
@@ -20,8 +20,9 @@ function without(table: Table, ids: readonly string[]): Table {
   return { ...table, rules: kept(table.rules), settings: kept(table.settings) };
 }
 
-/** The four that stop Port Shadow, each alone. */
+/** What stops Port Shadow, each way alone. */
 const SHADOW_ROWS = [
+  'wireguard-untracked-at-uplink',
   'wireguard-untracked-in',
   'wireguard-untracked-out',
   'wireguard-port-as-source',
@@ -36,7 +37,7 @@ const SHADOW_DEFENCES: readonly (readonly [string, boolean, readonly string[], E
   [
     'a tunnel that is not tracked',
     true,
-    but('wireguard-untracked-in', 'wireguard-untracked-out'),
+    but('wireguard-untracked-at-uplink', 'wireguard-untracked-in', 'wireguard-untracked-out'),
     { foreign: PLAIN_NAT },
   ],
 ];
@@ -102,6 +103,37 @@ export function prove(family: Family): void {
     await service.close();
   });
 
+  test(`IPv${family}, what other rules let through meets these when they come`, async () => {
+    const { alice, inet } = bed;
+    const target = family === 4 ? '10.200.0.1' : 'fd99::1';
+    await inet.exec('ip', ['address', 'add', `${target}/${family === 4 ? 32 : 128}`, 'dev', 'lo']);
+    const service = await inet.listen({ port: 7401, address: target, reply: 'echo' });
+    await bed.enforce(without(TABLE, ['private-destinations']));
+    const connection = await alice.device.hold(target, 7401);
+    for (const word of ['one', 'two']) expect(await connection.say(word)).toBe(word);
+    expect(await checkedPackets(bed, family)).toBeGreaterThan(0);
+    await bed.enforce(TABLE, { keep: true });
+    expect(await connection.say('three')).toBeNull();
+    await service.close();
+    await inet.exec('ip', ['address', 'delete', `${target}/${family === 4 ? 32 : 128}`, 'dev', 'lo']);
+  });
+
+  test(`IPv${family}, what was let through by the uplink does not go by another way when routes change`, async () => {
+    const { alice, artemis, exit } = bed;
+    await bed.enforce(TABLE);
+    const connection = await alice.device.hold(WEB[family], 7);
+    for (const word of ['one', 'two']) expect(await connection.say(word)).toBe(word);
+    expect(await checkedPackets(bed, family)).toBeGreaterThan(0);
+    const route = [WEB[family], 'via', bed.meshHost[family], 'dev', 'mesh0'];
+    const arrived = await artemis.countPackets(['-p', 'tcp'], family);
+    const asked = await exit.countPackets(['-i', 'wg0', '-p', 'tcp', '--dport', '7'], family);
+    await exit.exec('ip', [`-${family}`, 'route', 'replace', ...route]);
+    expect(await connection.say('three', 1500)).toBeNull();
+    await exit.exec('ip', [`-${family}`, 'route', 'delete', ...route]);
+    expect(await asked()).toBeGreaterThan(0);
+    expect(await arrived()).toBe(0);
+  });
+
   test(`IPv${family}, clients are dealt out over the exit's addresses, and keep theirs`, async () => {
     const second = family === 4 ? '203.0.113.200' : '2001:db8:113::200';
     await bed.exit.exec('ip', ['address', 'add', `${second}/${family === 4 ? 24 : 64}`, 'dev', 'eth0']);
@@ -120,6 +152,13 @@ export function prove(family: Family): void {
       [bed.public[family]],
     ]);
   });
+}
+
+/** Packets that the rules were spared, since their connection had passed them. */
+async function checkedPackets(bed: Bed, family: Family): Promise<number> {
+  const listing = await bed.exit.exec(tool(family), ['-w', '-t', 'mangle', '-vnxL', 'KATAFRACT-FORWARD']);
+  const rows = listing.split('\n').filter((row) => /RETURN .*connmark/.test(row));
+  return rows.reduce((sum, row) => sum + Number(row.trim().split(/\s+/)[0]), 0);
 }
 
 /** The attack once more, towards ports that the victim may use next. */

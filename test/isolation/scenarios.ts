@@ -42,6 +42,10 @@ const strictHost = (icmp: string) =>
 const HOST_FIREWALL = { 4: strictHost(''), 6: strictHost('-A INPUT ! -i wg+ -p ipv6-icmp -j ACCEPT\n') };
 const FLUSHED = ['raw', 'mangle', 'nat', 'filter'].map((name) => `*${name}\n-F\nCOMMIT\n`).join('');
 
+/** Somebody marks connections for a purpose of his own. */
+const MARKS = '*mangle\n-A FORWARD -j CONNMARK --set-xmark 0x7/0xffff\nCOMMIT\n';
+const OTHERS_MARK = { 4: MARKS, 6: MARKS };
+
 /** Packets that match, on their way into a host. */
 async function arriving(
   bed: Bed,
@@ -118,7 +122,7 @@ const PAIRS = [
 const ofInterface = ({ on, one, other }: (typeof PAIRS)[number]): readonly Scenario[] => [
   {
     id: `${on}: a packet with somebody else's source gets no answer, even where the peer table lets it in`,
-    proves: ['forged-source', 'forged-source-4'],
+    proves: ['forged-source-to-exit', 'forged-source-4'],
     holds: async (bed, family) => {
       const { [one]: client, inet } = bed;
       const victim = WEB[family];
@@ -134,6 +138,22 @@ const ofInterface = ({ on, one, other }: (typeof PAIRS)[number]): readonly Scena
       await client.device.exec('ip', ['address', 'delete', victim, 'dev', 'wg0']);
       await bed.allow(client, []);
       return reflected + count === 0;
+    },
+  },
+  {
+    id: `${on}: nor does one with somebody else's source leave, whoever accepts everything`,
+    proves: ['forged-source'],
+    given: { foreign: FOREIGN_ACCEPT },
+    holds: async (bed, family) => {
+      const { [one]: client } = bed;
+      const victim = family === 4 ? '198.51.100.77' : '2001:db8:51::77';
+      await bed.allow(client, [victim]);
+      const packet = { kind: 'udp', source: victim, sourcePort: 4242, port: 4242 };
+      const left = await leaving(bed, client, family, ['-p', 'udp', '--dport', '4242'], 1, () =>
+        bed.forge(client.device, { ...packet, destination: WEB[family], interface: 'wg0' }),
+      );
+      await bed.allow(client, []);
+      return left === 0;
     },
   },
   {
@@ -408,14 +428,19 @@ export const SCENARIOS: readonly Scenario[] = [
     id: 'a port of the exit is not taken by a packet that comes from the same port of a client',
     proves: ['wireguard-port-as-source'],
     given: {
-      without: ['wireguard-untracked-in', 'wireguard-untracked-out', 'translate'],
+      without: [
+        'wireguard-untracked-at-uplink',
+        'wireguard-untracked-in',
+        'wireguard-untracked-out',
+        'translate',
+      ],
       foreign: PLAIN_NAT,
     },
     holds: shakesHandsDespiteShadow,
   },
   {
     id: "no client's endpoint stands in the connection table",
-    proves: ['wireguard-untracked-in', 'uplink-is-done', 'wireguard-untracked-out'],
+    proves: ['wireguard-untracked-at-uplink', 'wireguard-untracked-out', 'tunnel-itself-is-done'],
     holds: async (bed, family) => {
       for (const client of [bed.bob, bed.carol]) {
         await bed.connect(client, family);
@@ -429,7 +454,7 @@ export const SCENARIOS: readonly Scenario[] = [
   },
   {
     id: 'nor does one that comes by another interface than the uplink',
-    proves: ['wireguard-untracked-elsewhere'],
+    proves: ['wireguard-untracked-in'],
     holds: async (bed, family) => {
       const count = await bed.exit.countPackets(['-i', 'mesh0', '-p', 'udp'], family);
       for (const port of Object.values(PORTS)) await bed.artemis.udp(bed.mesh[family], port, { count: 3 });
@@ -459,7 +484,7 @@ export const SCENARIOS: readonly Scenario[] = [
   },
   {
     id: 'a neighbour that routes to the tunnels reaches nobody',
-    proves: ['unasked-into-tunnel', 'answers-are-done'],
+    proves: ['unasked-into-tunnel'],
     given: { foreign: FOREIGN_ACCEPT },
     holds: async (bed, family) => {
       const route = [POOL[family], 'via', bed.public[family]];
@@ -580,7 +605,7 @@ export const SCENARIOS: readonly Scenario[] = [
   },
   {
     id: 'one client has no more connections than its share, and others have theirs',
-    proves: ['connection-limit'],
+    proves: ['connection-limit', 'connection-limit-to-exit'],
     given: { context: { connectionsPerClient: 50 } },
     holds: async (bed, family) => {
       const { alice, bob } = bed;
@@ -589,7 +614,22 @@ export const SCENARIOS: readonly Scenario[] = [
       await alice.device.flows(GATEWAY[family], 53, 250);
       const bobs = await answered(bob, WEB[family], 7);
       const entries = await connections(bed, family, '-s', alice.address[family]);
-      return entries.length === 50 && bobs === 'x';
+      const questions = entries.filter((entry) => entry.includes('dport=53 '));
+      return entries.length === 100 && questions.length === 50 && bobs === 'x';
+    },
+  },
+  {
+    id: 'a connection that all rules have let through is spared them, and the lower half of its mark is for others',
+    proves: ['checked', 'checked-are-done'],
+    given: { foreign: OTHERS_MARK },
+    holds: async (bed, family) => {
+      const { connection } = await openFlow(bed, family);
+      const answers = [await connection.say('once'), await connection.say('more')];
+      const marks = (await connections(bed, family, '-p', 'tcp', '-s', bed.alice.address[family])).map(
+        (entry) => Number(/ mark=(\d+)/.exec(entry)?.[1]),
+      );
+      await connection.close();
+      return answers.join() === 'once,more' && marks.every((mark) => (mark & 0xffff) === 7);
     },
   },
   ...PAIRS.flatMap(ofInterface),

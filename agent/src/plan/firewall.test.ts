@@ -76,27 +76,26 @@ test('a fresh host gets this text, IPv4', () => {
     -I PREROUTING 1 -j KATAFRACT-PREROUTING
     -I OUTPUT 1 -j KATAFRACT-OUTPUT
     -A KATAFRACT-PREROUTING -i eth0 -p udp -m udp --dport 51820 -j CT --notrack
-    -A KATAFRACT-PREROUTING -i eth0 -j RETURN
     -A KATAFRACT-PREROUTING ! -i wg+ -p udp -m udp --dport 51820 -m addrtype --dst-type LOCAL -j CT --notrack
     -A KATAFRACT-OUTPUT -p udp -m udp --sport 51820 -j CT --notrack
     COMMIT
     *mangle
-    :KATAFRACT-PREROUTING - [0:0]
     :KATAFRACT-INPUT - [0:0]
     :KATAFRACT-FORWARD - [0:0]
-    -I PREROUTING 1 -j KATAFRACT-PREROUTING
     -I INPUT 1 -j KATAFRACT-INPUT
     -I FORWARD 1 -j KATAFRACT-FORWARD
-    -A KATAFRACT-PREROUTING -i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above 2048 --connlimit-mask 32 --connlimit-saddr -j DROP
+    -A KATAFRACT-INPUT ! -i wg+ -j RETURN
+    -A KATAFRACT-INPUT -i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above 2048 --connlimit-mask 32 --connlimit-saddr -j DROP
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p udp -m udp --dport 53 -j RETURN
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p tcp -m tcp --dport 53 -j RETURN
     -A KATAFRACT-INPUT -d 10.64.0.1/32 -i wg+ -p icmp -m icmp --icmp-type 8 -j RETURN
     -A KATAFRACT-INPUT -i wg+ -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -o eth0 -m connmark --mark 0x464e0000/0xffff0000 -j RETURN
+    -A KATAFRACT-FORWARD -i eth0 -o wg+ -m connmark --mark 0x464e0000/0xffff0000 -j RETURN
     -A KATAFRACT-FORWARD -i wg+ -o wg+ -j DROP
     -A KATAFRACT-FORWARD ! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
     -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
     -A KATAFRACT-FORWARD -o wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
-    -A KATAFRACT-FORWARD -o wg+ -j RETURN
     -A KATAFRACT-FORWARD -i wg+ ! -o eth0 -j DROP
     -A KATAFRACT-FORWARD -d 10.0.0.0/8 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -d 100.64.0.0/10 -i wg+ -j DROP
@@ -109,6 +108,8 @@ test('a fresh host gets this text, IPv4', () => {
     -A KATAFRACT-FORWARD -d 224.0.0.0/3 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --sport 51820 -j DROP
     -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate INVALID -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above 2048 --connlimit-mask 32 --connlimit-saddr -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -o eth0 -m conntrack --ctstate ESTABLISHED -j CONNMARK --set-xmark 0x464e0000/0xffff0000
     COMMIT
     *nat
     :KATAFRACT-PREROUTING - [0:0]
@@ -153,14 +154,13 @@ test('a fresh host without an IPv6 uplink gets this text, IPv6', () => {
     -A KATAFRACT-OUTPUT -p udp -m udp --sport 51820 -j CT --notrack
     COMMIT
     *mangle
-    :KATAFRACT-PREROUTING - [0:0]
     :KATAFRACT-INPUT - [0:0]
     :KATAFRACT-FORWARD - [0:0]
-    -I PREROUTING 1 -j KATAFRACT-PREROUTING
     -I INPUT 1 -j KATAFRACT-INPUT
     -I FORWARD 1 -j KATAFRACT-FORWARD
-    -A KATAFRACT-PREROUTING ! -s fd4b:6174:6166::/64 -i wg+ -j DROP
-    -A KATAFRACT-PREROUTING -i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above 2048 --connlimit-mask 128 --connlimit-saddr -j DROP
+    -A KATAFRACT-INPUT ! -i wg+ -j RETURN
+    -A KATAFRACT-INPUT ! -s fd4b:6174:6166::/64 -i wg+ -j DROP
+    -A KATAFRACT-INPUT -i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above 2048 --connlimit-mask 128 --connlimit-saddr -j DROP
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p udp -m udp --dport 53 -j RETURN
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p tcp -m tcp --dport 53 -j RETURN
     -A KATAFRACT-INPUT -d fd4b:6174:6166::1/128 -i wg+ -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j RETURN
@@ -169,10 +169,11 @@ test('a fresh host without an IPv6 uplink gets this text, IPv6', () => {
     -A KATAFRACT-FORWARD ! -i wg+ -o wg+ -m conntrack ! --ctstate RELATED,ESTABLISHED -j DROP
     -A KATAFRACT-FORWARD -i wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
     -A KATAFRACT-FORWARD -o wg+ -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
-    -A KATAFRACT-FORWARD -o wg+ -j RETURN
     -A KATAFRACT-FORWARD ! -d 2000::/3 -i wg+ -j DROP
     -A KATAFRACT-FORWARD -i wg+ -p udp -m udp --sport 51820 -j DROP
     -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate INVALID -j DROP
+    -A KATAFRACT-FORWARD ! -s fd4b:6174:6166::/64 -i wg+ -j DROP
+    -A KATAFRACT-FORWARD -i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above 2048 --connlimit-mask 128 --connlimit-saddr -j DROP
     COMMIT
     *nat
     :KATAFRACT-PREROUTING - [0:0]

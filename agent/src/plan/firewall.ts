@@ -3,8 +3,9 @@
  * table: the old rules hold until the new ones do, and chains of others are never named but for the one jump in each,
  * and the policy of FORWARD.
  */
+import { createHash } from 'node:crypto';
 import type { RuleContext } from './context.ts';
-import { CHAIN_PREFIX, PLACES, type Place } from './rules.ts';
+import { CHAIN_PREFIX, CHECKED, PLACES, type Place } from './rules.ts';
 import type { Table } from './table.ts';
 
 export interface SavedTable {
@@ -72,9 +73,17 @@ export interface WantedRule {
 
 /** The rules of one chain of ours for one family, in order. */
 export function wantedRules(table: Table, place: Place, context: RuleContext): WantedRule[] {
-  return table.rules
+  const wanted = table.rules
     .filter((row) => row.place === place && (row.family ?? context.family) === context.family)
     .flatMap((row) => row.rules(context).map((rule) => ({ row: row.id, rule })));
+  const mark = markOf(wanted.map(({ rule }) => rule));
+  return wanted.map(({ row, rule }) => ({ row, rule: rule.replace(CHECKED, mark) }));
+}
+
+/** Mark of connections that passed these rules: 1 to 65,535 in its upper half, as iptables-save prints it. */
+function markOf(rules: readonly string[]): string {
+  const digest = createHash('sha256').update(rules.join('\n')).digest().readUInt16BE();
+  return `0x${(digest || 1).toString(16)}0000`;
 }
 
 /** The text for `iptables-restore --noflush` that puts every table right; null where all of them are. */

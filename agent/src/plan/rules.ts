@@ -9,6 +9,10 @@
  * Sources: the kernel's nft_nat.sh (test_port_shadow), Port Shadow (CVE-2021-3773; Mixon-Baca et al., PETS 2024),
  * RFC 1918, 3927, 4193, 5737 and 6890 for what is not the internet, RFC 5382 for NAT.
  *
+ * What a packet costs is the rules that look at it, so a connection that every rule of `mangle FORWARD` has let through
+ * carries a mark, and is spared them from then on. The mark is a digest of those rules: what was opened under others, or
+ * while somebody had flushed them, has none or another, and each of its packets meets all rules again.
+ *
  * `wg+` means every tunnel interface; a host's own WireGuard interfaces (a mesh, say) must have another prefix.
  */
 import type { Family } from '../ports.ts';
@@ -25,7 +29,6 @@ export const CHAIN_PREFIX = 'KATAFRACT-';
 export const PLACES = [
   { table: 'raw', parent: 'PREROUTING' },
   { table: 'raw', parent: 'OUTPUT' },
-  { table: 'mangle', parent: 'PREROUTING' },
   { table: 'mangle', parent: 'INPUT' },
   { table: 'mangle', parent: 'FORWARD' },
   { table: 'nat', parent: 'PREROUTING' },
@@ -81,6 +84,13 @@ const ECHO_REQUEST: Record<Family, string> = {
 const NO_ROUTE: Record<Family, string> = { 4: 'icmp-net-unreachable', 6: 'icmp6-no-route' };
 const NO_PORT: Record<Family, string> = { 4: 'icmp-port-unreachable', 6: 'icmp6-port-unreachable' };
 
+/**
+ * The upper half of a connection's mark (the lower one is for others to use); in place of CHECKED comes the digest of the
+ * rules of the chain, as `wantedRules` writes them.
+ */
+export const CHECKED = '<checked>';
+const MARK = `${CHECKED}/0xffff0000`;
+
 /** Ports that clients leave by; the host's own connections use the ones above (ip_local_port_range). */
 export const CLIENT_PORTS = { first: 10_000, last: 49_999 } as const;
 
@@ -93,37 +103,38 @@ const echo = ({ family, subnet }: RuleContext, target: string) => [
 ];
 const wireguard = ({ listenPorts }: RuleContext, rule: (port: number) => string) => listenPorts.map(rule);
 
+const forgedSource = ({ subnet }: RuleContext) => [`! -s ${subnet.pool} -i wg+ -j DROP`];
+const FORGED_WHY =
+  'IPv6 has no rp_filter setting, and its match took a twentieth of the throughput; clients are of the pool';
+const connectionLimit = ({ family, connectionsPerClient }: RuleContext) => [
+  `-i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above ${connectionsPerClient} ` +
+    `--connlimit-mask ${family === 4 ? 32 : 128} --connlimit-saddr -j DROP`,
+];
+
 /** Of each chain in the order in which the kernel tries them. */
 export const RULES: readonly RuleRow[] = [
   {
-    id: 'wireguard-untracked-in',
+    id: 'wireguard-untracked-at-uplink',
     place: 'raw PREROUTING',
+    spares: true,
     rules: (context) =>
       context.uplink
         ? wireguard(context, (port) => `-i ${context.uplink} -p udp -m udp --dport ${port} -j CT --notrack`)
         : [],
-    attack:
-      "Port Shadow: a client makes a NAT entry that takes another client's packets to the exit; and the exit's connection table names every client's endpoint",
-    why: 'what is not tracked matches no entry and makes none',
-  },
-  {
-    id: 'uplink-is-done',
-    place: 'raw PREROUTING',
-    spares: true,
-    rules: ({ uplink }) => (uplink ? [`-i ${uplink} -j RETURN`] : []),
     attack: 'none: it only spares time',
-    why: 'spares what comes by the uplink, which is most, the look at whose address it is for',
+    why: 'most packets of the tunnel come by the uplink, and are spared the look at whose address they are for',
   },
   {
-    id: 'wireguard-untracked-elsewhere',
+    id: 'wireguard-untracked-in',
     place: 'raw PREROUTING',
     rules: (context) =>
       wireguard(
         context,
         (port) => `! -i wg+ -p udp -m udp --dport ${port} -m addrtype --dst-type LOCAL -j CT --notrack`,
       ),
-    attack: 'the same for clients that come by another interface',
-    why: 'only what is for the exit itself: its containers may speak WireGuard with others, as its clients may',
+    attack:
+      "Port Shadow: a client makes a NAT entry that takes another client's packets to the exit; and the exit's connection table names every client's endpoint",
+    why: 'what is not tracked matches no entry and makes none; only what is for the exit itself: its containers may speak WireGuard with others, as its clients may',
   },
   {
     id: 'wireguard-untracked-out',
@@ -133,22 +144,38 @@ export const RULES: readonly RuleRow[] = [
     why: 'the answers, or they would be tracked as connections of their own',
   },
   {
-    id: 'forged-source',
-    place: 'mangle PREROUTING',
-    family: 6,
-    rules: ({ subnet }) => [`! -s ${subnet.pool} -i wg+ -j DROP`],
-    attack: "a client sends with somebody else's address, to have him answered or blamed",
-    why: 'IPv6 has no rp_filter setting, and its match took a twentieth of the throughput; clients are of the pool',
+    id: 'ssh-from-mesh',
+    place: 'mangle INPUT',
+    rules: ({ family, sshPort }) => {
+      if (sshPort === null) return [];
+      const from = family === 4 ? '! -s 100.64.0.0/10 ' : '';
+      return [`${from}! -i lo -p tcp -m tcp --dport ${sshPort} -j DROP`];
+    },
+    attack: 'anybody on the internet tries keys, and whatever sshd has wrong',
+    why: 'operators come by the mesh, which is IPv4; off unless switched on, and never before somebody can come in by it',
   },
   {
-    id: 'connection-limit',
-    place: 'mangle PREROUTING',
-    rules: ({ family, connectionsPerClient }) => [
-      `-i wg+ -m conntrack --ctstate NEW -m connlimit --connlimit-above ${connectionsPerClient} ` +
-        `--connlimit-mask ${family === 4 ? 32 : 128} --connlimit-saddr -j DROP`,
-    ],
-    attack: 'one client fills the connection table, and nobody else gets a connection',
-    why: 'before everything that could make an entry, for the exit itself and for the internet alike',
+    id: 'tunnel-itself-is-done',
+    place: 'mangle INPUT',
+    spares: true,
+    rules: () => ['! -i wg+ -j RETURN'],
+    attack: 'none: it only spares time',
+    why: 'what follows is about what comes out of a tunnel: the packets of the tunnel itself are spared it',
+  },
+  {
+    id: 'forged-source-to-exit',
+    place: 'mangle INPUT',
+    family: 6,
+    rules: forgedSource,
+    attack: "a client asks the exit with somebody else's address, to have him answered",
+    why: FORGED_WHY,
+  },
+  {
+    id: 'connection-limit-to-exit',
+    place: 'mangle INPUT',
+    rules: connectionLimit,
+    attack: 'one client fills the connection table with questions, and nobody else gets a connection',
+    why: 'a packet that is dropped here makes no entry; what asks the exit itself is counted apart from what passes it',
   },
   {
     id: 'dns-passes',
@@ -172,15 +199,17 @@ export const RULES: readonly RuleRow[] = [
     why: 'FORWARD never sees these packets: they are for the exit itself',
   },
   {
-    id: 'ssh-from-mesh',
-    place: 'mangle INPUT',
-    rules: ({ family, sshPort }) => {
-      if (sshPort === null) return [];
-      const from = family === 4 ? '! -s 100.64.0.0/10 ' : '';
-      return [`${from}! -i lo -p tcp -m tcp --dport ${sshPort} -j DROP`];
-    },
-    attack: 'anybody on the internet tries keys, and whatever sshd has wrong',
-    why: 'operators come by the mesh, which is IPv4; off unless switched on, and never before somebody can come in by it',
+    id: 'checked-are-done',
+    place: 'mangle FORWARD',
+    spares: true,
+    rules: ({ uplink }) =>
+      uplink
+        ? [`-i wg+ -o ${uplink}`, `-i ${uplink} -o wg+`].map(
+            (way) => `${way} -m connmark --mark ${MARK} -j RETURN`,
+          )
+        : [],
+    attack: 'none: it only spares time',
+    why: 'whence and whither is looked at again each time, since routes change; what is out of the window has no connection, and so no mark',
   },
   {
     id: 'client-to-client',
@@ -205,14 +234,6 @@ export const RULES: readonly RuleRow[] = [
       ),
     attack: 'none: connections hang where somebody on the way drops the message that a packet is too big',
     why: 'both ways, so that neither end sends what the tunnel cannot carry',
-  },
-  {
-    id: 'answers-are-done',
-    place: 'mangle FORWARD',
-    spares: true,
-    rules: () => ['-o wg+ -j RETURN'],
-    attack: 'none: it only spares time',
-    why: 'what follows is about what comes out of a tunnel, and nothing goes from one into one: answers are spared all of it',
   },
   {
     id: 'beside-the-uplink',
@@ -242,6 +263,32 @@ export const RULES: readonly RuleRow[] = [
     rules: () => ['-i wg+ -m conntrack --ctstate INVALID -j DROP'],
     attack: "a client's tunnel address shows on the internet, on packets that belong to no connection",
     why: 'address translation leaves alone what connection tracking takes for invalid',
+  },
+  {
+    id: 'forged-source',
+    place: 'mangle FORWARD',
+    family: 6,
+    rules: forgedSource,
+    attack: "a client sends with somebody else's address, to have him answered or blamed",
+    why: FORGED_WHY,
+  },
+  {
+    id: 'connection-limit',
+    place: 'mangle FORWARD',
+    rules: connectionLimit,
+    attack: 'one client fills the connection table, and nobody else gets a connection',
+    why: 'a packet that is dropped here makes no entry',
+  },
+  {
+    id: 'checked',
+    place: 'mangle FORWARD',
+    spares: true,
+    rules: ({ uplink }) =>
+      uplink
+        ? [`-i wg+ -o ${uplink} -m conntrack --ctstate ESTABLISHED -j CONNMARK --set-xmark ${MARK}`]
+        : [],
+    attack: 'none: it only spares time',
+    why: 'last, so that only what passed all of them gets it; once there was an answer, so that the size of segments is seen to first',
   },
   {
     id: 'dns-bypass',
