@@ -35,7 +35,7 @@ export interface Scenario {
 
 /** Somebody lets everything pass, before every rule of ours in `filter`. */
 const ACCEPTS_ALL = '*filter\n-I FORWARD 1 -j ACCEPT\n-I INPUT 1 -j ACCEPT\nCOMMIT\n';
-const FOREIGN_ACCEPT = { 4: ACCEPTS_ALL, 6: ACCEPTS_ALL };
+export const FOREIGN_ACCEPT = { 4: ACCEPTS_ALL, 6: ACCEPTS_ALL };
 /** A host's own firewall, which accepts what it knows and nothing else. */
 const strictHost = (icmp: string) =>
   `*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n${icmp}COMMIT\n`;
