@@ -162,3 +162,11 @@ test('after a reboot all of it is there from the node alone, and proves itself',
   const { stdout } = await exit.run(process.execPath, exit.agentArguments('verify'));
   for (const line of [/wg0 is up$/m, /wg1 is up$/m, /^all \d+ hold$/m]) expect(stdout).toMatch(line);
 });
+
+test('a tunnel interface that is none of the node is told by verify', async () => {
+  await exit.exec('ip', ['tuntap', 'add', 'dev', 'wg5', 'mode', 'tun']);
+  const { stdout, code } = await exit.run(process.execPath, exit.agentArguments('verify'));
+  await exit.exec('ip', ['link', 'delete', 'wg5']);
+  expect(stdout).toMatch(/^FAIL +other-tunnels +no tunnel interface but wg0, wg1$/m);
+  expect(code).toBe(3);
+});

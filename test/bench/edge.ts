@@ -8,7 +8,7 @@
 
 import { fileURLToPath } from 'node:url';
 import { TABLE, type Table } from '@katafract/agent/plan/table';
-import { Bed, FAMILIES, type Family, tool, WEB } from '../isolation/bed.ts';
+import { Bed, FAMILIES, type Family, WEB } from '../isolation/bed.ts';
 import type { Report } from './report.ts';
 import { median, pairedRatio } from './stats.ts';
 
@@ -60,11 +60,8 @@ const enforce = {
   bare: async (bed: Bed) => {
     await bed.enforce(BARE, { keep: true });
     // chains with nothing in them cost as well, and nobody has them who has no rules
-    const nat = (family: Family) => bed.exit.exec(`${tool(family)}-save`, ['-t', 'nat']);
-    const texts = [await nat(4), await nat(6)] as const;
-    await bed.exit.exec('nft', ['flush', 'ruleset']);
-    await bed.exit.exec('iptables-restore', [], { input: texts[0] });
-    await bed.exit.exec('ip6tables-restore', [], { input: texts[1] });
+    const gone = ['ip', 'ip6'].flatMap((of) => ['raw', 'mangle', 'filter'].map((name) => `${of} ${name}`));
+    await bed.exit.exec('nft', [gone.map((table) => `delete table ${table}`).join('; ')]);
   },
   whole: (bed: Bed) => bed.enforce(WHOLE, { keep: true }),
 } as const;

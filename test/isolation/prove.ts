@@ -27,9 +27,8 @@ function without(table: Table, ids: readonly string[]): Table {
   return { ...table, rules: kept(table.rules), settings: kept(table.settings) };
 }
 
-/** What stops Port Shadow, each way alone. */
+/** The four that stop Port Shadow, each alone. */
 const SHADOW_ROWS = [
-  'wireguard-untracked-at-uplink',
   'wireguard-untracked-in',
   'wireguard-untracked-out',
   'wireguard-port-as-source',
@@ -44,7 +43,7 @@ const SHADOW_DEFENCES: readonly (readonly [string, boolean, readonly string[], E
   [
     'a tunnel that is not tracked',
     true,
-    but('wireguard-untracked-at-uplink', 'wireguard-untracked-in', 'wireguard-untracked-out'),
+    but('wireguard-untracked-in', 'wireguard-untracked-out'),
     { foreign: PLAIN_NAT },
   ],
 ];

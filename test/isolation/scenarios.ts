@@ -428,19 +428,14 @@ export const SCENARIOS: readonly Scenario[] = [
     id: 'a port of the exit is not taken by a packet that comes from the same port of a client',
     proves: ['wireguard-port-as-source'],
     given: {
-      without: [
-        'wireguard-untracked-at-uplink',
-        'wireguard-untracked-in',
-        'wireguard-untracked-out',
-        'translate',
-      ],
+      without: ['wireguard-untracked-in', 'wireguard-untracked-out', 'translate'],
       foreign: PLAIN_NAT,
     },
     holds: shakesHandsDespiteShadow,
   },
   {
     id: "no client's endpoint stands in the connection table",
-    proves: ['wireguard-untracked-at-uplink', 'wireguard-untracked-out', 'tunnel-itself-is-done'],
+    proves: ['wireguard-untracked-in', 'wireguard-untracked-out', 'tunnel-itself-is-done'],
     holds: async (bed, family) => {
       for (const client of [bed.bob, bed.carol]) {
         await bed.connect(client, family);

@@ -20,7 +20,7 @@ export async function observeHost(
   const through = (name: string) => [...routes[4], ...routes[6]].filter(({ device }) => device === name);
   return {
     ...uplinks,
-    links: new Map([...links].filter(([name]) => names.includes(name))),
+    links: new Map([...links].filter(([name]) => names.includes(name) || name.startsWith('wg'))),
     routes: new Map(names.map((name) => [name, through(name).map(({ prefix }) => prefix)])),
     sysctls: await network.sysctls(paths),
     firewall: { 4: rules4, 6: rules6 },

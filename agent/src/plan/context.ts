@@ -12,7 +12,7 @@ export interface HostChoices {
   readonly uplink: string | null;
   /** Own public addresses that clients are spread over; empty: whichever the uplink has. */
   readonly exitAddresses: readonly string[];
-  /** Connections that one client may have open at once. */
+  /** Connections that one client may have open at once through the exit, and again as many to the exit itself. */
   readonly connectionsPerClient: number;
 }
 

@@ -75,7 +75,6 @@ test('a fresh host gets this text, IPv4', () => {
     :KATAFRACT-OUTPUT - [0:0]
     -I PREROUTING 1 -j KATAFRACT-PREROUTING
     -I OUTPUT 1 -j KATAFRACT-OUTPUT
-    -A KATAFRACT-PREROUTING -i eth0 -p udp -m udp --dport 51820 -j CT --notrack
     -A KATAFRACT-PREROUTING ! -i wg+ -p udp -m udp --dport 51820 -m addrtype --dst-type LOCAL -j CT --notrack
     -A KATAFRACT-OUTPUT -p udp -m udp --sport 51820 -j CT --notrack
     COMMIT

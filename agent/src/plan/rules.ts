@@ -114,17 +114,6 @@ const connectionLimit = ({ family, connectionsPerClient }: RuleContext) => [
 /** Of each chain in the order in which the kernel tries them. */
 export const RULES: readonly RuleRow[] = [
   {
-    id: 'wireguard-untracked-at-uplink',
-    place: 'raw PREROUTING',
-    spares: true,
-    rules: (context) =>
-      context.uplink
-        ? wireguard(context, (port) => `-i ${context.uplink} -p udp -m udp --dport ${port} -j CT --notrack`)
-        : [],
-    attack: 'none: it only spares time',
-    why: 'most packets of the tunnel come by the uplink, and are spared the look at whose address they are for',
-  },
-  {
     id: 'wireguard-untracked-in',
     place: 'raw PREROUTING',
     rules: (context) =>

@@ -37,6 +37,7 @@ export type TunnelStep = { readonly device: string } & (
 
 /** What was seen of the interfaces. */
 export interface TunnelsSeen {
+  /** Every interface that is called as tunnels are, also those that are none of the node's. */
   readonly links: ReadonlyMap<string, Link>;
   /** Prefixes that have a route through an interface, by its name. */
   readonly routes: ReadonlyMap<string, readonly string[]>;

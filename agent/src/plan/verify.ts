@@ -36,13 +36,29 @@ export function verifyHost(first: string, wish: HostWish, seen: HostObservation)
       return verifyFirewall(seen.firewall[family], context, wish.table);
     }),
     ...verifySettings(first, wish, seen),
-    ...tunnelNames(first, wish.config).map((name) => ({
+    ...verifyTunnels(tunnelNames(first, wish.config), seen),
+  ];
+}
+
+function verifyTunnels(names: readonly string[], { links }: HostObservation): Finding[] {
+  const others = [...links.keys()].filter((name) => !names.includes(name));
+  return [
+    ...names.map((name) => ({
       id: 'tunnel',
       family: null,
-      holds: seen.links.get(name)?.up === true,
+      holds: links.get(name)?.up === true,
       expected: `${name} is up`,
       attack: 'none: there is no service without it',
     })),
+    // such as one that the machine had as another node, of which nobody keeps the peers
+    {
+      id: 'other-tunnels',
+      family: null,
+      holds: others.length === 0,
+      expected: `no tunnel interface but ${names.join(', ')}`,
+      ...(others.length > 0 ? { found: others.join(', ') } : {}),
+      attack: 'whoever is a peer there gets out by this exit, whatever the controller wants',
+    },
   ];
 }
 
