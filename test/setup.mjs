@@ -6,7 +6,7 @@
  *   node test/setup.mjs --packages   npm packages and bundles only: all that a controller needs
  *   node test/setup.mjs --demo       and what the lab needs: WireGuard, iptables, iproute2 …
  *   node test/setup.mjs --test       and the real brokers and caches that the tests start
- *   node test/setup.mjs --bench      and what the bench measures and compares itself with: iperf3, OpenSSH
+ *   node test/setup.mjs --bench      and what the bench measures and compares itself with: iperf3, nftables, OpenSSH
  */
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
