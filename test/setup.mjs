@@ -6,7 +6,8 @@
  *   node test/setup.mjs --packages   npm packages and bundles only: all that a controller needs
  *   node test/setup.mjs --demo       and what the lab needs: WireGuard, iptables, iproute2 …
  *   node test/setup.mjs --test       and the real brokers and caches that the tests start
- *   node test/setup.mjs --bench      and what the bench measures and compares itself with: iperf3, nftables, OpenSSH
+ *   node test/setup.mjs --bench      and what the bench measures and compares itself with: iperf3, nftables, OpenSSH,
+ *                                    and a newer wireguard-go where the machine's is an old one
  */
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -197,6 +198,38 @@ function installDebianPackages(set) {
   if (process.getuid?.() !== 0) fail('setup: the lab makes network namespaces: run this as root.');
 }
 
+/**
+ * The first wireguard-go that takes many packets at once from the kernel and gives it many at once, as the WireGuard of
+ * a kernel does. Debian 12 has an older one, and this in its backports.
+ */
+const BATCHING = { version: 'v0.0.20230223', suite: 'bookworm-backports' };
+
+/** Fetches it beside the machine's own, into the checkout; the bench measures through both. */
+function fetchBatchingWireguard() {
+  const folder = join(root, 'node_modules/.cache/wireguard-go');
+  if (existsSync(join(folder, 'usr/bin/wireguard-go')) || kernelHasWireguard()) return;
+  const own =
+    spawnSync('wireguard-go', ['--version'], { encoding: 'utf8' }).stdout.match(/v[\d.]+/)?.[0] ?? '';
+  if (own >= BATCHING.version) return;
+  rmSync(folder, { recursive: true, force: true });
+  mkdirSync(join(folder, 'lists/partial'), { recursive: true });
+  const keyring = '/usr/share/keyrings/debian-archive-keyring.gpg';
+  const source = `deb [signed-by=${keyring}] http://deb.debian.org/debian ${BATCHING.suite} main\n`;
+  writeFileSync(join(folder, 'sources.list'), source);
+  // the machine's own sources, lists and packages are neither asked nor changed
+  const apart = [
+    `Dir::Etc::SourceList=${folder}/sources.list`,
+    'Dir::Etc::SourceParts=/dev/null',
+    `Dir::State::Lists=${folder}/lists`,
+    'Dir::State::Status=/dev/null',
+    'Dir::Cache::PkgCache=',
+    'Dir::Cache::SrcPkgCache=',
+    'APT::Sandbox::User=root',
+  ].flatMap((option) => ['-o', option]);
+  const script = `cd "$0" && apt-get "$@" update -qq && apt-get "$@" download -qq wireguard-go && dpkg-deb -x *.deb .`;
+  step(`wireguard-go of ${BATCHING.suite}`, 'sh', ['-c', script, folder, ...apart], { LC_ALL: 'C' });
+}
+
 /** Every source file that a bundle can be made from. */
 function sources(folder, found = []) {
   for (const entry of readdirSync(join(root, folder), { withFileTypes: true })) {
@@ -245,4 +278,5 @@ const debian = chosen.flatMap((flag) => SETS[flag]);
 if (debian.length > 0) installDebianPackages(debian);
 installNpmPackages();
 buildBundles();
+if (chosen.includes('--bench')) fetchBatchingWireguard();
 if (Date.now() - started > 1000) process.stdout.write(`setup: ready in ${seconds(started)}\n`);

@@ -48,8 +48,13 @@ async function diskOf(folder: string): Promise<string> {
 
 async function wireguard(): Promise<string> {
   const tools = (await exec('wg', ['--version'])).split(' - ')[0]?.trim() ?? '';
+  return `${await describeWireguard()}, ${tools}`;
+}
+
+/** What makes the tunnels: the kernel, or a wireguard-go of which version. @param program that, where not the machine's */
+export async function describeWireguard(program?: string): Promise<string> {
   const kernel = await run('unshare', ['--net', 'ip', 'link', 'add', 'kfprobe', 'type', 'wireguard']);
-  if (kernel.code === 0) return `kernel, ${tools}`;
-  const { stdout } = await run('wireguard-go', ['--version']);
-  return `${stdout.split('\n')[0]?.trim() || 'wireguard-go'}, ${tools}`;
+  if (kernel.code === 0) return 'kernel';
+  const { stdout } = await run(program ?? 'wireguard-go', ['--version']);
+  return stdout.split('\n')[0]?.trim() || 'wireguard-go';
 }

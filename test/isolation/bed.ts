@@ -136,9 +136,13 @@ export class Bed {
     this.#exitKeys = makeKeys();
   }
 
-  static async make(): Promise<Bed> {
+  /** @param wireguardGo stands in for the machine's own on all hosts */
+  static async make(wireguardGo?: string): Promise<Bed> {
     const network = await Network.start({ exits: [{ name: 'exit', region: 'fra' }], devices: 4 });
     try {
+      if (wireguardGo !== undefined)
+        for (const host of [network.exit('exit'), ...network.devices])
+          await host.exec('sh', ['-c', 'mount --bind "$0" "$(command -v wireguard-go)"', wireguardGo]);
       const bed = new Bed(network);
       await bed.#build();
       return bed;
