@@ -15,7 +15,7 @@ import { TABLE, type Table } from '@katafract/agent/plan/table';
 import { Bed, FAMILIES, type Family, WEB } from '../isolation/bed.ts';
 import { describeWireguard } from './machine.ts';
 import type { Report } from './report.ts';
-import { median, pairedRatio } from './stats.ts';
+import { median, pairedRatioWithin } from './stats.ts';
 
 const CONNECTIONS = fileURLToPath(new URL('work/connections.mjs', import.meta.url));
 /** Where the set-up puts the newer wireguard-go, if there is need for one. */
@@ -198,18 +198,18 @@ function tell(
 ): void {
   const rows = KINDS.map((kind) => {
     const of = (table: keyof Turn) => all[kind].map((turn) => turn[table]);
-    const ratio = pairedRatio(
+    const { ratio, from, to } = pairedRatioWithin(
       of('whole').map((value) => [value]),
       of('bare').map((value) => [value]),
     );
     const what = `${TITLES[kind]}, IPv${family}, ${by}, against a bare tunnel`;
     report.judge('m', what, ratio, 'more', kind === 'connections' ? GOALS.connections : GOALS.throughput);
     const scale = kind === 'connections' ? 1 : 1e6;
-    return [TITLES[kind], median(of('bare')) / scale, median(of('whole')) / scale, ratio];
+    return [TITLES[kind], median(of('bare')) / scale, median(of('whole')) / scale, ratio, from, to];
   });
   report.table(
     `(m) a client of IPv${family} through the whole rule set, ${by}: Mbit/s, connections/s`,
-    ['', 'bare', 'all rules', 'ratio'],
+    ['', 'bare', 'all rules', 'ratio', 'from', 'to (95 %)'],
     rows,
   );
   report.record(`m${family}, ${by}`, all);

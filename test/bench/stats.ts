@@ -29,13 +29,32 @@ export function summarize(values: readonly number[]): Summary {
   };
 }
 
+/** Median over the rounds of one's median divided by the other's in that same round, and how sure that is. */
+export interface PairedRatio {
+  readonly ratio: number;
+  /** The median of as many rounds as one likes is within these with a confidence of about 95 %. */
+  readonly from: number;
+  readonly to: number;
+}
+
 /**
- * Median over the rounds of one's median divided by the other's in that same round: what disturbs the machine for a
- * while disturbs both, and falls out.
+ * What disturbs the machine for a while disturbs both sides of a round, and falls out. The interval is that of the sign
+ * test (Conover, Practical Nonparametric Statistics, 3.2), which asks nothing of how the rounds are spread.
  */
+export function pairedRatioWithin(
+  over: readonly (readonly number[])[],
+  under: readonly (readonly number[])[],
+): PairedRatio {
+  const ratios = over.map((round, index) => median(round) / median(under[index] ?? [])).sort((a, b) => a - b);
+  const outside = Math.max(0, Math.floor(ratios.length / 2 - 0.98 * Math.sqrt(ratios.length)));
+  const [from = Number.NaN, to = Number.NaN] = [ratios[outside], ratios.at(-1 - outside)];
+  return { ratio: median(ratios), from, to };
+}
+
+/** Its ratio alone. */
 export function pairedRatio(
   over: readonly (readonly number[])[],
   under: readonly (readonly number[])[],
 ): number {
-  return median(over.map((round, index) => median(round) / median(under[index] ?? [])));
+  return pairedRatioWithin(over, under).ratio;
 }
