@@ -45,7 +45,10 @@ function probe({ address, port, timeoutMs = 1000 }) {
   });
 }
 
-/** Sends datagrams; with `replyMs` waits for one answer and returns it as text, or null. */
+/**
+ * Sends datagrams, each a byte longer than the one before, since a tunnel may give its kernel those of equal length as
+ * one packet; with `replyMs` waits for one answer and returns it as text, or null.
+ */
 function udp({ address, port, payload = 'x', count = 1, localAddress, localPort = 0, replyMs = 0 }) {
   return new Promise((resolve, reject) => {
     const socket = createSocket(address.includes(':') ? 'udp6' : 'udp4');
@@ -61,7 +64,7 @@ function udp({ address, port, payload = 'x', count = 1, localAddress, localPort 
       let left = count;
       for (let sent = 0; sent < count; sent++) {
         // a packet that the host itself refuses to route is an outcome of the test, not a failure of it
-        socket.send(payload, port, address, () => {
+        socket.send(payload + 'x'.repeat(sent), port, address, () => {
           left--;
           if (left === 0 && replyMs === 0) end(null);
         });

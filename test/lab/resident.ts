@@ -120,7 +120,7 @@ export class Resident {
     return this.#ask('probe', { address, port, timeoutMs });
   }
 
-  /** Sends datagrams; with `replyMs`, resolves with the first answer, or null where none came in that time. */
+  /** Sends datagrams, each longer than the one before; with `replyMs`, resolves with the first answer, or null where none came in that time. */
   udp(
     address: string,
     port: number,
