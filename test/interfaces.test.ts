@@ -135,7 +135,6 @@ test('a client that was put on the other one is back on its own within a heartbe
   await exit.exec('wg', ['set', 'wg0', 'peer', peer.publicKey, 'allowed-ips', allowed]);
   const asBefore = async () =>
     JSON.stringify(await Promise.all(INTERFACES.map(keysOn))) === JSON.stringify(before);
-  expect(await asBefore()).toBe(false);
   await waitFor('each on its own', asBefore, { deadlineMs });
   await comesBack(on('wg1'));
 });

@@ -246,10 +246,34 @@ describe('regions and machines', () => {
     const ams = async () =>
       (await tells('regions', bodies.list(bodies.Region))).items.find(({ id }) => id === 'ams');
     expect(await ams()).toMatchObject({ minExits: 1, timeZone: 'Europe/Amsterdam', growth: { maxExits: 3 } });
-    expect((await does('regions')).out).toMatch(/^ams +Amsterdam +NL +Europe\/Amsterdam +1 +manual/m);
+    expect((await does('regions')).out).toMatch(/^ams +Amsterdam +NL +Europe\/Amsterdam +1 +- +- +manual/m);
     await does('region set ams --no-grow --min-exits 0');
     expect(await ams()).toMatchObject({ minExits: 0, growth: null });
     expect(await fails('region set ams --time-zone Mars/Olympus')).toEqual([1, 'bad_request']);
+  });
+
+  it('filter DNS, and answer SSH to the mesh alone, where that is wanted', async () => {
+    const file = join(folder, 'haven.json');
+    const blocklists = [{ name: 'Ads', url: 'https://lists.example/ads.txt' }];
+    const haven = { upstreams: ['https://dns.example/dns-query'], bootstrap: ['9.9.9.9'], blocklists };
+    const fra = async () =>
+      (await controller.operate<{ items: { id: string }[] }>('GET', '/v1/admin/regions')).items.find(
+        ({ id }) => id === 'fra',
+      );
+    expect(await fails(`region set fra --haven ${file}`)).toEqual([2, 'haven_unreadable']);
+    await writeFile(file, 'upstreams: https://dns.example/dns-query');
+    expect(await fails(`region set fra --haven ${file}`)).toEqual([2, 'haven_malformed']);
+    await writeFile(file, JSON.stringify({ ...haven, upstreams: ['9.9.9.9'] }));
+    expect(await fails(`region set fra --haven ${file}`)).toEqual([1, 'bad_request']);
+    await writeFile(file, JSON.stringify(haven));
+    await does(`region set fra --haven ${file} --ssh-from-mesh`);
+    expect(await fra()).toMatchObject({ haven: { ...haven, statistics: false }, sshFromMesh: true });
+    expect((await does('regions')).out).toMatch(/^fra .* lists: 1 +mesh/m);
+    // what is not said stays
+    await does('region set fra --min-exits 0');
+    expect(await fra()).toMatchObject({ haven, sshFromMesh: true });
+    await does('region set fra --no-haven --no-ssh-from-mesh');
+    expect(await fra()).toMatchObject({ haven: null, sshFromMesh: false });
   });
 
   it('say what they need', async () => {

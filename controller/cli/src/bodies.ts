@@ -60,6 +60,8 @@ export const Region = z.object({
   timeZone: z.string().nullable(),
   minExits: count,
   growth: Growth.nullable(),
+  haven: z.object({ blocklists: z.array(z.unknown()) }).nullable(),
+  sshFromMesh: z.boolean(),
 });
 export const ChangedRegion = z.object({ id: z.string() });
 

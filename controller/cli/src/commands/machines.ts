@@ -5,7 +5,7 @@ import { z } from 'zod';
 import type { Answer } from '../api.ts';
 import { Capacity, ChangedRegion, list, Machine, pageOf, Region } from '../bodies.ts';
 import { type Act, asCount, asNumber, type Context, part } from '../command.ts';
-import { UsageError } from '../settings.ts';
+import { readText, UsageError } from '../settings.ts';
 import { ago, table } from '../text.ts';
 
 interface RegionOptions {
@@ -22,6 +22,9 @@ interface RegionOptions {
   readonly exitCapacity?: number;
   readonly bandwidth?: number;
   readonly maxExits?: number;
+  /** False by --no-haven. */
+  readonly haven?: string | false;
+  readonly sshFromMesh?: boolean;
 }
 
 export function machineCommands(program: Command, act: Act): void {
@@ -72,6 +75,10 @@ function regionSet(region: Command, act: Act): void {
     .option('--exit-capacity <peers>', 'peers that one such exit may carry', asCount)
     .option('--bandwidth <mbit>', 'what its line carries', asCount)
     .option('--max-exits <count>', 'exits beyond which the region does not grow', asCount)
+    .option('--haven <file>', 'filter DNS as this file says: JSON with upstreams, bootstrap, blocklists, …')
+    .option('--no-haven', 'not filter DNS')
+    .option('--ssh-from-mesh', 'its exits answer SSH to the mesh alone, and root by key alone')
+    .option('--no-ssh-from-mesh', 'SSH is as its exits have it')
     .action(act(setRegion));
 }
 
@@ -79,13 +86,15 @@ async function listRegions(context: Context): Promise<void> {
   const { body, raw } = await (await context.api).call('GET', 'admin/regions', { schema: list(Region) });
   context.show(raw, () =>
     table(
-      ['REGION', 'NAME', 'COUNTRY', 'TIME ZONE', '>MIN EXITS', 'GROWS'],
-      body.items.map(({ id, name, country, timeZone, minExits, growth }) => [
+      ['REGION', 'NAME', 'COUNTRY', 'TIME ZONE', '>MIN EXITS', 'HAVEN', 'SSH', 'GROWS'],
+      body.items.map(({ id, name, country, timeZone, minExits, haven, sshFromMesh, growth }) => [
         id,
         name,
         country,
         timeZone,
         minExits,
+        haven && `lists: ${haven.blocklists.length}`,
+        sshFromMesh ? 'mesh' : null,
         growth && `${growth.provider} ${growth.size} ${growth.location}, up to ${growth.maxExits}`,
       ]),
     ),
@@ -93,11 +102,12 @@ async function listRegions(context: Context): Promise<void> {
 }
 
 async function setRegion(context: Context, id: string, options: RegionOptions): Promise<void> {
-  const { name, country, latitude, longitude, timeZone, minExits } = options;
+  const { name, country, latitude, longitude, timeZone, minExits, sshFromMesh } = options;
   const growth = growthFrom(options);
+  const haven = typeof options.haven === 'string' ? await havenFrom(options.haven) : options.haven;
   const place = { name, country, latitude, longitude };
-  const settings = { timeZone, minExits, ...(growth === undefined ? {} : { growth }) };
   // undefined is left out of JSON
+  const settings = { timeZone, minExits, growth, haven: haven === false ? null : haven, sshFromMesh };
   const whole = Object.values(place).every((value) => value !== undefined);
   const api = await context.api;
   const { raw } = whole
@@ -127,6 +137,16 @@ function growthFrom(options: RegionOptions): object | null | undefined {
     bandwidthMbit: bandwidth ?? null,
     maxExits,
   };
+}
+
+/** As it is written: the controller says field by field what it would not take. */
+async function havenFrom(path: string): Promise<unknown> {
+  const text = await readText(path, 'haven_unreadable');
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new UsageError('haven_malformed', `${path} is not JSON`, { cause });
+  }
 }
 
 const percent = (share: number) => `${Math.round(share * 100)} %`;
