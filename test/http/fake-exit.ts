@@ -25,6 +25,7 @@ export interface ExitOptions {
   readonly node: string;
   readonly region: string;
   readonly capacity?: number;
+  readonly tunnels?: number;
 }
 
 export class FakeExit {
@@ -56,9 +57,12 @@ export class FakeExit {
   }
 
   /** Enrolls a new node over HTTP. */
-  static async enroll(api: Api, { node, region, capacity = 10_000 }: ExitOptions): Promise<FakeExit> {
+  static async enroll(
+    api: Api,
+    { node, region, capacity = 10_000, tunnels = 1 }: ExitOptions,
+  ): Promise<FakeExit> {
     const endpoint = `192.0.2.${++made % 250}:51820`;
-    const join = { node, region, capacity, endpoint };
+    const join = { node, region, capacity, tunnels, endpoint };
     const { token } = await api.operate<{ token: string }>('POST', '/v1/admin/join-tokens', join);
     return FakeExit.join(api, token);
   }

@@ -164,7 +164,7 @@ describe('a region that fills up', () => {
   it('grows by itself, once, and no further than it may', async () => {
     await join('a');
     await provision(8);
-    await grow(growth({ maxExits: 2 }));
+    await grow(growth({ maxExits: 2, tunnels: 2 }));
     expect((await capacity()).decision.do).toBe('none');
     await provision(1);
     expect((await capacity()).explained).toContain('9 peers on 1 exit with room for 10 (90 % used)');
@@ -189,7 +189,13 @@ describe('a region that fills up', () => {
     ]);
     const { items } = await controller.operate<{ items: object[] }>('GET', '/v1/admin/nodes');
     expect(items).toContainEqual(
-      expect.objectContaining({ id: machine.node, provider: 'lab', capacity: 10, bandwidthMbit: 500 }),
+      expect.objectContaining({
+        id: machine.node,
+        provider: 'lab',
+        capacity: 10,
+        bandwidthMbit: 500,
+        tunnels: 2,
+      }),
     );
     // its place is where the provider said, not where the machine thinks
     expect(items).toContainEqual(
@@ -342,6 +348,20 @@ describe('a node', () => {
       'node.retired',
     ]);
     for (const { faults } of [before, after]) expect(faults).toEqual([]);
+  });
+
+  it('that a person sets up is replaced by one with as many tunnels', async () => {
+    await join('b', { tunnels: 3 });
+    const asked = await replace(`${region}-b`, crypto.randomUUID());
+    expect(asked.status).toBe(201);
+    await reaches('booting');
+    const { text } = await controller.call('GET', `/v1/admin/machines/${asked.body.id}/cloud-init`, {
+      token: controller.operatorToken,
+    });
+    const exit = await FakeExit.join(controller, tokenOf(text), '192.0.2.78:51820');
+    exits.push(exit);
+    const { items } = await controller.operate<{ items: object[] }>('GET', '/v1/admin/nodes');
+    expect(items).toContainEqual(expect.objectContaining({ id: exit.node, capacity: 10, tunnels: 3 }));
   });
 
   it('that is down for good is replaced with nobody asked', async () => {

@@ -241,11 +241,12 @@ describe('regions and machines', () => {
     expect(await fails('region set ams --exit-capacity 10')).toEqual([2, 'options_missing']);
     expect(await fails('region set ams --grow manual')).toEqual([2, 'options_missing']);
     await does(
-      'region set ams --grow manual --exit-capacity 1000 --max-exits 3 --time-zone Europe/Amsterdam',
+      'region set ams --grow manual --exit-capacity 1000 --max-exits 3 --tunnels 2 --time-zone Europe/Amsterdam',
     );
     const ams = async () =>
       (await tells('regions', bodies.list(bodies.Region))).items.find(({ id }) => id === 'ams');
     expect(await ams()).toMatchObject({ minExits: 1, timeZone: 'Europe/Amsterdam', growth: { maxExits: 3 } });
+    expect((await ams())?.growth?.tunnels).toBe(2);
     expect((await does('regions')).out).toMatch(/^ams +Amsterdam +NL +Europe\/Amsterdam +1 +- +- +manual/m);
     await does('region set ams --no-grow --min-exits 0');
     expect(await ams()).toMatchObject({ minExits: 0, growth: null });

@@ -51,6 +51,7 @@ const Growth = z.object({
   location: z.string(),
   size: z.string(),
   capacity: count,
+  tunnels: count.optional(),
   maxExits: count,
 });
 export const Region = z.object({

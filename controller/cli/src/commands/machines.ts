@@ -21,6 +21,7 @@ interface RegionOptions {
   readonly size?: string;
   readonly exitCapacity?: number;
   readonly bandwidth?: number;
+  readonly tunnels?: number;
   readonly maxExits?: number;
   /** False by --no-haven. */
   readonly haven?: string | false;
@@ -74,6 +75,7 @@ function regionSet(region: Command, act: Act): void {
     .option('--size <size>', "what, in the provider's own words")
     .option('--exit-capacity <peers>', 'peers that one such exit may carry', asCount)
     .option('--bandwidth <mbit>', 'what its line carries', asCount)
+    .option('--tunnels <n>', 'WireGuard interfaces of one, on as many ports (default: 1)', asCount)
     .option('--max-exits <count>', 'exits beyond which the region does not grow', asCount)
     .option('--haven <file>', 'filter DNS as this file says: JSON with upstreams, bootstrap, blocklists, …')
     .option('--no-haven', 'not filter DNS')
@@ -120,8 +122,8 @@ async function setRegion(context: Context, id: string, options: RegionOptions): 
 }
 
 function growthFrom(options: RegionOptions): object | null | undefined {
-  const { grow, location, size, exitCapacity, bandwidth, maxExits } = options;
-  const of = [location, size, exitCapacity, bandwidth, maxExits];
+  const { grow, location, size, exitCapacity, bandwidth, tunnels, maxExits } = options;
+  const of = [location, size, exitCapacity, bandwidth, tunnels, maxExits];
   if (grow === false) return null;
   if (grow === undefined) {
     if (of.every((value) => value === undefined)) return undefined;
@@ -135,6 +137,7 @@ function growthFrom(options: RegionOptions): object | null | undefined {
     size: size ?? '',
     capacity: exitCapacity,
     bandwidthMbit: bandwidth ?? null,
+    tunnels,
     maxExits,
   };
 }

@@ -321,22 +321,28 @@ interface Place {
 }
 
 /** A person sets up what a region without growth is to get. */
-const byHand = (capacity: number, bandwidthMbit: number | null): Growth => {
-  const nowhere = { location: '', size: '', maxExits: 0 };
-  return { provider: 'manual', ...nowhere, capacity, bandwidthMbit };
+const byHand = (like: Pick<Growth, 'capacity' | 'bandwidthMbit' | 'tunnels'>): Growth => {
+  const { capacity, bandwidthMbit, tunnels = 1 } = like;
+  return { provider: 'manual', location: '', size: '', maxExits: 0, capacity, bandwidthMbit, tunnels };
 };
 
 async function regionOf({ sql }: Tx, region: RegionId): Promise<Place> {
   const [row] = await sql<{ growth: Growth | null }[]>`select growth from regions where id = ${region}`;
   if (!row) throw new KatafractError('region_unknown', `no such region: ${region}`, { status: 422 });
-  return { region, growth: row.growth ?? byHand(DEFAULT_CAPACITY, null) };
+  return { region, growth: row.growth ?? byHand({ capacity: DEFAULT_CAPACITY, bandwidthMbit: null }) };
 }
 
 async function placeOf({ sql }: Tx, node: NodeId): Promise<Place> {
   const [row] = await sql<
-    (Place & { state: string; capacity: number; bandwidthMbit: number | null; taken: boolean })[]
+    (Place & {
+      state: string;
+      capacity: number;
+      bandwidthMbit: number | null;
+      tunnels: number;
+      taken: boolean;
+    })[]
   >`
-    select n.region_id as region, r.growth, n.state, n.capacity, n.bandwidth_mbit as "bandwidthMbit",
+    select n.region_id as region, r.growth, n.state, n.capacity, n.bandwidth_mbit as "bandwidthMbit", n.tunnels,
            exists (select 1 from machines m where m.replaces = n.id and m.ended_at is null) as taken
     from nodes n join regions r on r.id = n.region_id where n.id = ${node}`;
   if (!row) throw nodeUnknown(node);
@@ -344,5 +350,5 @@ async function placeOf({ sql }: Tx, node: NodeId): Promise<Place> {
     throw new KatafractError('node_retired', `${node} is retired`, { status: 409 });
   if (row.taken)
     throw new KatafractError('node_replaced', `${node} is being replaced already`, { status: 409 });
-  return { region: row.region, growth: row.growth ?? byHand(row.capacity, row.bandwidthMbit) };
+  return { region: row.region, growth: row.growth ?? byHand(row) };
 }

@@ -16,6 +16,8 @@ export interface Growth {
   /** Peers one such machine may carry. */
   readonly capacity: number;
   readonly bandwidthMbit: number | null;
+  /** Its WireGuard interfaces, on as many ports; one where absent. */
+  readonly tunnels?: number | undefined;
   /** Exits of the region, those on the way counted, beyond which it does not grow. */
   readonly maxExits: number;
 }

@@ -1,5 +1,6 @@
 /** HTTP of capacity: how regions grow, what they are expected to need, and the machines that this comes to. */
 import { createRoute, z } from '@hono/zod-openapi';
+import { ADDRESS_PARTS } from '@katafract/shared/addresses';
 import { Haven } from '@katafract/shared/haven';
 import { NodeId, RegionId } from '@katafract/shared/units';
 import type { MiddlewareHandler } from 'hono';
@@ -44,6 +45,8 @@ const Growth = z.strictObject({
   /** Peers one such machine may carry. */
   capacity: z.number().int().min(1).max(1_000_000),
   bandwidthMbit: z.number().int().min(1).max(10_000_000).nullable().default(null),
+  /** WireGuard interfaces of each, on as many ports; one where absent. */
+  tunnels: z.number().int().min(1).max(ADDRESS_PARTS).optional(),
   /** Exits beyond which the region does not grow, those on the way counted. */
   maxExits: z.number().int().min(0).max(1000),
 });

@@ -40,9 +40,10 @@ export async function mintFor(
   const id = uuidOf(seed, `id ${name}`);
   const expiresAt = new Date(now + HOUR);
   const made = await tx.sql`
-    insert into join_tokens (id, hash, region_id, node_id, endpoint, capacity, created_by, created_at, expires_at)
+    insert into join_tokens (id, hash, region_id, node_id, endpoint, capacity, tunnels, created_by, created_at, expires_at)
     values (${id}, ${hashOf(secret.toString('base64url'))}, ${machine.region}, ${machine.node},
-            ${endpointOf(machine.address)}, ${machine.growth.capacity}, 'system', ${new Date(now)}, ${expiresAt})
+            ${endpointOf(machine.address)}, ${machine.growth.capacity}, ${machine.growth.tunnels ?? 1}, 'system',
+            ${new Date(now)}, ${expiresAt})
     on conflict (id) do update set expires_at = excluded.expires_at where join_tokens.used_at is null
     returning xmax = 0 as fresh`;
   if (made[0]?.fresh === true) {
