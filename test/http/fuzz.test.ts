@@ -179,7 +179,9 @@ const world: World = {
     if (name === 'subscription') return oneOf(there.subscriptions);
     if (name === 'cursor') return oneOf(there.cursors);
     if (name === 'entry') return oneOf(there.entries);
-    // names that no pattern tells apart from others, and the one provider that is always on
+    // what no pattern tells apart from other text, and the one provider that is always on
+    if (name === 'name') return fc.constantFrom('Frankfurt', 'Ads');
+    if (name === 'rules') return fc.constant(['||ads.example^']);
     if (name === 'timeZone') return fc.constantFrom('Europe/Berlin', 'Asia/Singapore');
     if (name === 'provider') return fc.constant('manual');
     if (name === 'subject') return oneOf(there.peers).map((id) => `peer:${id}`);

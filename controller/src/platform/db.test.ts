@@ -1,4 +1,9 @@
 /** The database handle against a real Postgres: what happens when connections are lost is what it is there for. */
+import { mkdtemp, rm } from 'node:fs/promises';
+import { connect as connectTo, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setImmediate as turn } from 'node:timers/promises';
 import { KatafractError } from '@katafract/shared/errors';
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -94,6 +99,44 @@ describe('a server that turned read-only', () => {
     await db.sql`select pg_notify('db_test', 'again')`;
     await waitFor('the notification', () => heard.includes('again'));
     await stop();
+  });
+});
+
+describe('a connection that is given up while it comes up', () => {
+  it('fails whoever waits for it, and nobody else: a fault that nobody can catch would end the controller', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'kf-db-'));
+    const url = new URL(database.url);
+    const name = '.s.PGSQL.5432';
+    const real = join(url.searchParams.get('host') ?? '', name);
+    // never answers what the driver asks before everything else: which types are arrays
+    let asked: () => void = () => undefined;
+    const asking = new Promise<void>((resolve) => {
+      asked = resolve;
+    });
+    const server = createServer((client) => {
+      const upstream = connectTo(real);
+      upstream.pipe(client);
+      client.on('data', (data) => (data.includes('typarray') ? asked() : upstream.write(data)));
+      client.on('close', () => upstream.destroy());
+    });
+    await new Promise<void>((resolve) => server.listen(join(folder, name), resolve));
+    url.searchParams.set('host', folder);
+    const uncaught: unknown[] = [];
+    const listener = (reason: unknown) => uncaught.push(reason);
+    process.on('unhandledRejection', listener);
+    try {
+      const pool = connect(url.href, { max: 1 });
+      const answer = pool`select 1`.catch((error: unknown) => error);
+      await asking;
+      await pool.end({ timeout: 0 });
+      expect(databaseError(await answer)?.code).toBe('database_unavailable');
+      await turn();
+      expect(uncaught).toEqual([]);
+    } finally {
+      process.off('unhandledRejection', listener);
+      server.close();
+      await rm(folder, { recursive: true });
+    }
   });
 });
 
