@@ -7,7 +7,7 @@
  *
  * What a rule costs depends on how often it is asked. An old wireguard-go hands the kernel each packet by itself; a newer
  * one, and the WireGuard of a kernel, hand it those of a stream together. Where the machine's is an old one, both are
- * measured: most exits are of the second kind, and the first is the worst case.
+ * measured: an exit whose kernel has WireGuard is of the second kind, and the first is the worst case.
  */
 import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';

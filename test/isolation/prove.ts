@@ -6,16 +6,10 @@
 import { TABLE, type Table } from '@katafract/agent/plan/table';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { waitFor } from '../lab/wait.ts';
+import { FOREIGN_ACCEPT, PLAIN_NAT, POOL_NAT, shakesHandsDespiteShadow } from './attempts.ts';
 import { Bed, type Enforcement, FAMILIES, type Family, GATEWAY, tool, WEB } from './bed.ts';
 import { mutations } from './mutations.ts';
-import {
-  FOREIGN_ACCEPT,
-  PLAIN_NAT,
-  POOL_NAT,
-  SCENARIOS,
-  type Scenario,
-  shakesHandsDespiteShadow,
-} from './scenarios.ts';
+import { SCENARIOS, type Scenario } from './scenarios.ts';
 
 export const scenariosOf = (family: Family) =>
   SCENARIOS.filter(({ families = FAMILIES }) => families.includes(family));
